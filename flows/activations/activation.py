@@ -1,0 +1,34 @@
+"""What an activation of a Lipschitz network must offer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Activation"]
+
+
+class Activation(nn.Module):
+    r"""An elementwise map :math:`\phi: R \to R^m` with a known Lipschitz constant.
+
+    A subclass sets `lipschitz` and `expansion`, and writes `forward`. Writing `value_and_derivative` as well
+    is optional: it saves time, and a test holds it to the derivative that automatic differentiation finds.
+
+    The file is named after its class in lower case; that is the name `flow.activation` accepts.
+    """
+
+    lipschitz: ClassVar[float] = 1.0
+    """The largest norm of the derivative, :math:`\\sup_x |\\phi'(x)|`, at most 1."""
+
+    expansion: ClassVar[int] = 1
+    """m, outputs for each input: the layer that follows is m times as wide."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map `x`, shape (..., width), to shape (..., expansion * width), component by component."""
+        raise TypeError(f"{type(self).__name__} must define forward")
+
+    def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `forward(x)` and its derivative by the input of the same unit, both of the shape of `forward(x)`."""
+        return torch.func.jvp(self.forward, (x,), (torch.ones_like(x),))

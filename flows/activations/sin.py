@@ -1,0 +1,18 @@
+"""Sine."""
+
+import torch
+from torch import Tensor
+
+from flows.activations.activation import Activation
+
+__all__ = ["Sin"]
+
+
+class Sin(Activation):
+    r""":math:`\phi(x) = \sin x`, with :math:`\phi' = \cos x`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sin(x)
+
+    def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.sin(x), torch.cos(x)

@@ -1,0 +1,24 @@
+"""The pair of sine and cosine."""
+
+import torch
+from torch import Tensor
+
+from flows.activations.activation import Activation
+
+__all__ = ["SinCos"]
+
+
+class SinCos(Activation):
+    r""":math:`\phi(x) = [\sin x, \cos x]`.
+
+    Its derivative :math:`[\cos x, -\sin x]` has norm exactly 1 everywhere: a layer never attenuates.
+    """
+
+    expansion = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([torch.sin(x), torch.cos(x)], dim=-1)
+
+    def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        sin, cos = torch.sin(x), torch.cos(x)
+        return torch.cat([sin, cos], dim=-1), torch.cat([cos, -sin], dim=-1)

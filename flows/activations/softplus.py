@@ -1,0 +1,19 @@
+"""Softplus."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from flows.activations.activation import Activation
+
+__all__ = ["Softplus"]
+
+
+class Softplus(Activation):
+    r""":math:`\phi(x) = \ln(1 + e^x)`, whose derivative is the logistic sigmoid."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.softplus(x)
+
+    def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return functional.softplus(x), torch.sigmoid(x)

@@ -1,0 +1,40 @@
+"""Activation normalization."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from arguments import Range, checked
+from flows.bijection import Bijection
+
+__all__ = ["ActNorm"]
+
+
+class ActNorm(Bijection):
+    r""":math:`z = e^s \odot x + t`, set from a first batch to give mean 0 and standard deviation 1, then learned.
+
+    Kingma and Dhariwal 2018 (arXiv 1807.03039), section 3.1. Until `initialize` is called it is the identity.
+    """
+
+    @checked
+    def __init__(self, dimensions: Annotated[int, Range(ge=1)]) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(dimensions))
+        self.shift = nn.Parameter(torch.zeros(dimensions))
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        std = x.std(dim=0, correction=0)
+        std = torch.where(std > 1e-6, std, torch.ones_like(std))  # one point, or equal points, have no scale
+        self.log_scale.copy_(-std.log())
+        self.shift.copy_(-x.mean(dim=0) / std)
+        return self(x)[0]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x * self.log_scale.exp() + self.shift, self.log_scale.sum().expand(x.shape[0])
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return (z - self.shift) * (-self.log_scale).exp(), (-self.log_scale).sum().expand(z.shape[0])

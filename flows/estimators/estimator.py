@@ -1,0 +1,62 @@
+"""What an estimator of log det(I + J) must offer."""
+
+from __future__ import annotations
+
+import abc
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from flows.estimators.jacobian import DenseJacobian, Jacobian, VjpJacobian
+
+__all__ = ["JacobianMode", "LogDetEstimator", "Noise"]
+
+JacobianMode = Literal["auto", "dense", "vjp"]
+
+# Carrying J forward costs d + 1 forward passes, a product by reverse mode costs two, and a series has about
+# ten of them.
+LARGEST_DENSE_DIMENSION = 16
+
+
+class Noise(NamedTuple):
+    """Everything random in an estimate, so that an estimate can be made twice.
+
+    Attributes:
+        probes: v of Hutchinson's estimator, shape (n_probes, batch, d).
+        orders: N of the Russian roulette, shape (batch,) or (1,), on the host; None without a roulette.
+    """
+
+    probes: Tensor
+    orders: Tensor | None
+
+
+class LogDetEstimator(abc.ABC):
+    """An estimator of log det(I + J), J the Jacobian of a residual g at a batch of points.
+
+    A subclass writes `log_det`; one with randomness writes `draw_noise` too.
+    """
+
+    def __init__(self, jacobian: JacobianMode = "auto") -> None:
+        self.jacobian = jacobian
+
+    @abc.abstractmethod
+    def log_det(self, jacobian: Jacobian, noise: Noise | None) -> Tensor:
+        """Return the estimate at every sample in nats, shape (batch,), differentiable as the estimator defines."""
+
+    def draw_noise(self, x: Tensor) -> Noise | None:
+        """Draw what one estimate at `x`, shape (batch, d), needs; None if the estimator is deterministic."""
+        return None
+
+    def __call__(self, net: nn.Module, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        """Return g(x) and the estimate of log det(I + J(x)): shapes (batch, d) and (batch,).
+
+        The value of the second is the estimate of the log-determinant, whatever construction supplies its gradient.
+        """
+        return self.evaluate(net, x, self.draw_noise(x) if noise is None else noise)
+
+    def evaluate(self, net: nn.Module, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+        dense = self.jacobian == "dense" or (self.jacobian == "auto" and x.shape[1] <= LARGEST_DENSE_DIMENSION)
+        jacobian = DenseJacobian(net, x) if dense else VjpJacobian(net, x)
+        log_det = self.log_det(jacobian, noise)
+        return jacobian.value, log_det if torch.is_grad_enabled() else log_det.detach()

@@ -1,0 +1,71 @@
+"""The Jacobian J of a network g at a batch of points, as an operator that multiplies row vectors: w -> w^T J.
+
+Estimators are written once against this operator; which of the two serves them changes the cost, not the value.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+__all__ = ["DenseJacobian", "Jacobian", "VjpJacobian"]
+
+
+class Jacobian(abc.ABC):
+    """J = dg/dx for every sample of a batch, with `value` = g(x) computed on the way.
+
+    Attributes:
+        value: g(x), shape (batch, d).
+    """
+
+    value: Tensor
+
+    @abc.abstractmethod
+    def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
+        """Return w^T J, shape (probes, batch, d) like `w`; where not `differentiable`, without a graph."""
+
+    @abc.abstractmethod
+    def matrix(self) -> Tensor:
+        """Return J, shape (batch, d, d), `J[:, i, j] = dg_i / dx_j`."""
+
+
+class DenseJacobian(Jacobian):
+    """J held as a matrix, carried forward through the network beside its value."""
+
+    def __init__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self.value, self._matrix = net.forward_with_jacobian(x)
+
+    def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
+        J = self._matrix if differentiable else self._matrix.detach()
+        return torch.matmul(w.unsqueeze(-2), J).squeeze(-2)
+
+    def matrix(self) -> Tensor:
+        return self._matrix
+
+
+class VjpJacobian(Jacobian):
+    """J known through reverse-mode products alone: any network, any dimension."""
+
+    def __init__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        self._keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad():  # the products are derivatives, also where nothing is to be learned
+            self._x = x if self._keep_graph and x.requires_grad else x.detach().requires_grad_()
+            self._value = net(self._x)
+        self.value = self._value if self._keep_graph else self._value.detach()
+
+    def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
+        products = [
+            torch.autograd.grad(
+                self._value, self._x, row, retain_graph=True, create_graph=differentiable and self._keep_graph
+            )[0]
+            for row in w
+        ]
+        return torch.stack(products)
+
+    def matrix(self) -> Tensor:
+        batch, d = self._value.shape
+        basis = torch.eye(d, dtype=self._value.dtype, device=self._value.device)
+        return self.vecmat(basis.unsqueeze(1).expand(d, batch, d), differentiable=True).transpose(0, 1)

@@ -1,0 +1,150 @@
+r"""What the estimators by power series share.
+
+.. math:: \log\det(I + J) = \sum_{k \ge 1} \frac{(-1)^{k+1}}{k}\,\mathrm{tr}(J^k)
+          \approx \frac{1}{m}\sum_{v} \sum_{k \ge 1} \frac{(-1)^{k+1}}{k}\, w_k\, v^T J^k v
+
+with m probes v of identity covariance (Hutchinson 1990) and weights :math:`w_k` that cut the series.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from arguments import Range
+from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise
+from flows.estimators.jacobian import Jacobian
+
+__all__ = ["Gradient", "Memory", "PowerSeries", "Probe", "ProbeCount"]
+
+ProbeCount = Annotated[int, Range(ge=1)]
+Probe = Literal["gaussian", "rademacher"]
+Gradient = Literal["series", "neumann"]
+Memory = Literal["standard", "saving"]
+
+
+class PowerSeries(LogDetEstimator):
+    """A weighted power series with Hutchinson's trace estimator.
+
+    A subclass says how the series is cut: `series_weights` and `neumann_weights`, and, if at random, `draw_orders`.
+
+    Args:
+        n_probes: m, probes v for each sample; the variance falls as 1/m.
+        probe: distribution of v. Rademacher has the smaller variance, Gaussian is the papers'.
+        gradient: `series` differentiates the sum as it stands; `neumann` replaces its gradient by the Neumann
+            series of (I + J)^-1, of which only the last product has a graph (Chen et al. 2019, equation 8).
+        memory: `saving` computes the gradient of the estimate in the forward pass and stores it in place of
+            its graph (Chen et al. 2019, section 3.2); `standard` leaves all to autograd.
+        jacobian: the operator that multiplies by J; `auto` is `dense` in few dimensions, `vjp` in many.
+    """
+
+    def __init__(self, n_probes: int, probe: Probe, gradient: Gradient, memory: Memory, jacobian: JacobianMode) -> None:
+        super().__init__(jacobian)
+        self.n_probes, self.probe, self.gradient, self.memory = n_probes, probe, gradient, memory
+
+    @abc.abstractmethod
+    def series_weights(self, orders: Tensor | None) -> Tensor:
+        """Weights w_k of the terms k = 1, 2, ..., shape (terms, batch) or (terms, 1), float64 on the host."""
+
+    @abc.abstractmethod
+    def neumann_weights(self, orders: Tensor | None) -> Tensor:
+        """Weights of the powers k = 0, 1, ... in the Neumann gradient, shaped like `series_weights`."""
+
+    def draw_orders(self, batch: int) -> Tensor | None:
+        """Draw N of a random cut, on the host: the number of terms steers Python, which must not wait for a device."""
+        return None
+
+    def draw_noise(self, x: Tensor) -> Noise:
+        shape = (self.n_probes, *x.shape)
+        if self.probe == "gaussian":
+            probes = torch.randn(shape, dtype=x.dtype, device=x.device)
+        else:
+            probes = torch.randint(0, 2, shape, device=x.device).to(x.dtype) * 2 - 1
+        return Noise(probes, self.draw_orders(x.shape[0]))
+
+    def __call__(self, net: nn.Module, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+        noise = self.draw_noise(x) if noise is None else noise
+        if self.memory == "saving" and torch.is_grad_enabled():
+            return _BackwardInForward.apply(self.evaluate, net, noise, x, *net.parameters())
+        return self.evaluate(net, x, noise)
+
+    def log_det(self, jacobian: Jacobian, noise: Noise) -> Tensor:
+        neumann = self.gradient == "neumann" and torch.is_grad_enabled()
+        v = noise.probes
+        weights = self.series_weights(noise.orders).to(v)
+        powers = [v]  # powers[k] = v^T J^k
+        for _ in range(len(weights)):
+            powers.append(jacobian.vecmat(powers[-1], differentiable=not neumann))
+        k = torch.arange(1, len(weights) + 1, dtype=v.dtype, device=v.device).unsqueeze(1)
+        signs = 1 - 2 * ((k + 1) % 2)
+        traces = (torch.stack(powers[1:]) * v).sum(-1).mean(1)  # (terms, batch)
+        estimate = (weights * signs / k * traces).sum(0)
+        if not neumann:
+            return estimate
+
+        # d/dtheta log det(I + J) = E[sum_k (-1)^k w_k v^T J^k (dJ/dtheta) v]: the sum is a constant row vector,
+        # and only its product with J has a graph.
+        weights = self.neumann_weights(noise.orders).to(v)
+        while len(powers) < len(weights):
+            powers.append(jacobian.vecmat(powers[-1], differentiable=False))
+        signs = 1 - 2 * (torch.arange(len(weights), device=v.device) % 2).to(v).unsqueeze(1)
+        row = ((weights * signs)[:, None, :, None] * torch.stack(powers[: len(weights)])).sum(0)
+        surrogate = (jacobian.vecmat(row.detach(), differentiable=True) * v).sum(-1).mean(0)
+        return surrogate + (estimate - surrogate).detach()  # the value of the estimate, the gradient of the surrogate
+
+
+class _BackwardInForward(torch.autograd.Function):
+    """g and the log-det estimate, with the estimate's gradient computed in the forward pass in place of its graph.
+
+    The stored parameter gradient is one sum over the batch, so it is right only where every sample's
+    log-determinant has the same weight in the loss, as in a mean NLL. Other weights are refused.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        evaluate: Callable[[nn.Module, Tensor, Noise], tuple[Tensor, Tensor]],
+        net: nn.Module,
+        noise: Noise,
+        x: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            g, log_det = evaluate(net, x, noise)
+            gradients = torch.autograd.grad(log_det.sum(), (x, *parameters), allow_unused=True)
+        ctx.net = net
+        ctx.save_for_backward(x.detach(), *gradients)
+        return g.detach(), log_det.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_g: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        _require_equal(grad_log_det)
+        x, *from_log_det = ctx.saved_tensors
+        weight = grad_log_det[0]
+        with torch.enable_grad():  # g again: cheaper than having kept its graph
+            x = x.requires_grad_()
+            g = ctx.net(x)
+            from_g = torch.autograd.grad(g, (x, *ctx.net.parameters()), grad_g, allow_unused=True)
+        gradients = [
+            a if b is None else weight * b if a is None else torch.addcmul(a, weight, b)
+            for a, b in zip(from_g, from_log_det, strict=True)
+        ]
+        return None, None, None, *gradients
+
+
+def _require_equal(weights: Tensor) -> None:
+    message = (
+        "memory=saving needs the same weight for the log-determinant of every sample, as in a mean NLL; "
+        "use memory=standard for any other loss"
+    )
+    equal = (weights == weights[:1]).all()
+    if weights.device.type == "cpu":
+        if not equal:
+            raise RuntimeError(message)
+    else:
+        torch._assert_async(equal, message)  # raises when the device gets there: the host does not wait

@@ -1,0 +1,76 @@
+"""A flow: a chain of bijections onto a Gaussian base."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from flows.bijection import Bijection
+
+__all__ = ["Flow"]
+
+
+class Flow(Bijection):
+    """A density on R^d: `bijections` carry data x to base z ~ N(0, I), first to last.
+
+    Args:
+        bijections: in the order in which data passes them.
+        dimensions: d.
+    """
+
+    def __init__(self, bijections: Iterable[Bijection], dimensions: int) -> None:
+        super().__init__()
+        self.bijections = nn.ModuleList(bijections)
+        self.dimensions = dimensions
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = x.new_zeros(x.shape[0])
+        for bijection in self.bijections:
+            x, term = bijection(x)
+            log_det = log_det + term
+        return x, log_det
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = z.new_zeros(z.shape[0])
+        for bijection in reversed(self.bijections):
+            z, term = bijection.inverse(z)
+            log_det = log_det + term
+        return z, log_det
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return log p(x) in nats, shape (batch,): log N(z; 0, I) + log |det dz/dx|."""
+        z, log_det = self(x)
+        return log_det - 0.5 * (z * z).sum(dim=1) - 0.5 * self.dimensions * math.log(2 * math.pi)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `n` points of the model, shape (n, d), without gradient. `generator` is one of the host's."""
+        return self.inverse(self.sample_base(n, generator))[0]
+
+    def sample_base(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `n` points of the base, shape (n, d), the same ones on every device."""
+        like = next(self.parameters())
+        return torch.randn(n, self.dimensions, generator=generator, device="cpu").to(like)
+
+    def inverse_path(self, z: Tensor) -> Iterator[Tensor]:
+        """Yield the points `z`, shape (n, d), then where they are after each bijection on the way to data."""
+        yield z
+        for bijection in reversed(self.bijections):
+            z = bijection.inverse(z)[0]
+            yield z
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        for bijection in self.bijections:
+            x = bijection.initialize(x)
+        return x
+
+    def lipschitz_constants(self) -> list[float]:
+        """The certified Lipschitz constant of each residual block, in the order of the flow."""
+        constants = [bijection.lipschitz() for bijection in self.bijections]
+        return [constant for constant in constants if constant is not None]
+
+    def lipschitz(self) -> float | None:
+        return max(self.lipschitz_constants(), default=None)

@@ -1,0 +1,153 @@
+"""Networks with a Lipschitz constant below one, kept there by soft spectral normalization."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from arguments import OneOf, Range, checked
+from flows.activations import activation_names, make_activation
+
+__all__ = ["LipschitzLinear", "LipschitzMLP", "power_iterate"]
+
+
+class LipschitzLinear(nn.Module):
+    r"""A linear layer :math:`x \mapsto \tilde W x + b` with :math:`\sigma(\tilde W) \le c`.
+
+    Soft spectral normalization, :math:`\tilde W = W \min(1, c / \sigma(W))`, leaves a small W as it is. The
+    largest singular value is read off as :math:`\sigma = u^T W v`, differentiable through W, with u and v held
+    in buffers that power iteration moves without gradient (Miyato et al. 2018, arXiv 1802.05957, section 2.1).
+
+    Power iteration approaches :math:`\sigma` from below, so an estimate that has not converged would break
+    the bound silently. Hence `converge`, exact, called at construction and whenever a model is to be
+    certified, and `singular_value`, exact, for the certificate itself.
+    """
+
+    @checked
+    def __init__(
+        self,
+        n_in: Annotated[int, Range(ge=1)],
+        n_out: Annotated[int, Range(ge=1)],
+        coeff: Annotated[float, Range(gt=0, lt=1)],
+    ) -> None:
+        super().__init__()
+        self.coeff = coeff
+        # The usual initialisation of a linear layer. Its weights' largest singular value is near 1, so the
+        # bound is active or nearly so from the start.
+        plain = nn.Linear(n_in, n_out)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.register_buffer("u", torch.zeros(n_out))
+        self.register_buffer("v", torch.zeros(n_in))
+        self.converge()
+
+    def normalized_weight(self) -> Tensor:
+        r"""The weight in use, :math:`W c / \max(c, u^T W v)`, shape (n_out, n_in)."""
+        sigma = torch.dot(self.u, torch.mv(self.weight, self.v))
+        return self.weight * (self.coeff / sigma.clamp(min=self.coeff))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.normalized_weight(), self.bias)
+
+    @torch.no_grad()
+    def converge(self) -> None:
+        """Set u and v to the leading singular vectors, computed directly."""
+        if self.weight.is_meta:
+            return
+        left, _, right = torch.linalg.svd(_float64(self.weight), full_matrices=False)
+        self.u.copy_(left[:, 0])
+        self.v.copy_(right[0])
+
+    @torch.no_grad()
+    def singular_value(self) -> float:
+        """The largest singular value of the weight in use, in float64: what a certificate is made of."""
+        return float(torch.linalg.matrix_norm(_float64(self.normalized_weight()), ord=2))
+
+
+@torch.no_grad()
+def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
+    """Move every layer's u and v by `n` power iterations, all layers of one shape in one batched product."""
+    by_shape: dict[torch.Size, list[LipschitzLinear]] = defaultdict(list)
+    for layer in layers:
+        by_shape[layer.weight.shape].append(layer)
+    for group in by_shape.values():
+        W = torch.stack([layer.weight for layer in group])
+        v = torch.stack([layer.v for layer in group]).unsqueeze(-1)
+        for _ in range(n):
+            u = functional.normalize(torch.bmm(W, v), dim=1)
+            v = functional.normalize(torch.bmm(W.mT, u), dim=1)
+        torch._foreach_copy_([layer.u for layer in group], list(u.squeeze(-1)))
+        torch._foreach_copy_([layer.v for layer in group], list(v.squeeze(-1)))
+
+
+class LipschitzMLP(nn.Module):
+    r""":math:`g = W_n \circ \phi \circ W_{n-1} \cdots \phi \circ W_1`, with :math:`\mathrm{Lip}(g) \le c^n < 1`.
+
+    Args:
+        dimensions: d, of input and output.
+        width: units of each hidden layer, before the activation's expansion.
+        depth: number of hidden layers.
+        coeff: c, the bound on every layer's largest singular value.
+        activation: name of a file in `flows/activations`; each hidden layer has its own.
+    """
+
+    @checked
+    def __init__(
+        self,
+        dimensions: Annotated[int, Range(ge=1)],
+        width: Annotated[int, Range(ge=1)],
+        depth: Annotated[int, Range(ge=1)],
+        coeff: Annotated[float, Range(gt=0, lt=1)],
+        activation: Annotated[str, OneOf(activation_names)],
+    ) -> None:
+        super().__init__()
+        self.activations = nn.ModuleList(make_activation(activation) for _ in range(depth))
+        hidden = width * self.activations[0].expansion
+        sizes = [(dimensions, width), *[(hidden, width)] * (depth - 1), (hidden, dimensions)]
+        self.layers = nn.ModuleList(LipschitzLinear(n_in, n_out, coeff) for n_in, n_out in sizes)
+
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """The normalized weight and the bias of every layer: all that a pass needs beside the activations."""
+        return [(layer.normalized_weight(), layer.bias) for layer in self.layers]
+
+    def forward(self, x: Tensor, weights: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+        """Return g(x), shapes (..., d) to (..., d). `weights` may be given to save normalizing them again."""
+        (first, bias), *others = weights or self.weights()
+        h = functional.linear(x, first, bias)
+        for activation, (weight, bias) in zip(self.activations, others, strict=True):
+            h = functional.linear(activation(h), weight, bias)
+        return h
+
+    def forward_with_jacobian(
+        self, x: Tensor, weights: list[tuple[Tensor, Tensor]] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return g(x), shape (batch, d), and its Jacobian J, shape (batch, d, d), `J[:, i, j] = dg_i / dx_j`.
+
+        J is carried forward: d tangents go through the layers beside the value, so that no second pass is
+        needed and everything stays differentiable once more.
+        """
+        (first, bias), *others = weights or self.weights()
+        batch = x.shape[0]
+        h = functional.linear(x, first, bias)
+        tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
+        for activation, (weight, bias) in zip(self.activations, others, strict=True):
+            value, slope = activation.value_and_derivative(h)
+            repeat = tangents if activation.expansion == 1 else torch.cat([tangents] * activation.expansion, dim=-1)
+            h = functional.linear(value, weight, bias)
+            tangents = functional.linear(slope * repeat, weight)
+        return h, tangents.expand(-1, batch, -1).permute(1, 2, 0)
+
+    def lipschitz(self) -> float:
+        r"""A certified bound on Lip(g): the exact :math:`\sigma(\tilde W)` and the activations' constants, multiplied."""
+        singular_values = [layer.singular_value() for layer in self.layers]
+        return math.prod(singular_values) * math.prod(activation.lipschitz for activation in self.activations)
+
+
+def _float64(x: Tensor) -> Tensor:
+    # On the host, because one accelerator (MPS) has no float64 and none is faster at these sizes.
+    return x.detach().to("cpu", torch.float64)
