@@ -143,7 +143,7 @@ class LipschitzMLP(nn.Module):
         return h, tangents.expand(-1, batch, -1).permute(1, 2, 0)
 
     def lipschitz(self) -> float:
-        r"""A certified bound on Lip(g): the exact :math:`\sigma(\tilde W)` and the activations' constants, multiplied."""
+        r"""A certified bound on Lip(g): the exact :math:`\sigma(\tilde W)` times the activations' constants."""
         singular_values = [layer.singular_value() for layer in self.layers]
         return math.prod(singular_values) * math.prod(activation.lipschitz for activation in self.activations)
 

@@ -1,0 +1,54 @@
+"""Every activation keeps the contract: its constant bounds its slope, and its derivative is its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flows.activations import Activation, activation_names, make_activation
+from flows.activations.sincos import SinCos
+
+
+@pytest.fixture(params=activation_names())
+def activation(request: pytest.FixtureRequest) -> Activation:
+    return make_activation(request.param).double()
+
+
+def slopes(activation: Activation, x: torch.Tensor) -> torch.Tensor:
+    """The Jacobian of the activation at each of the points `x`, by automatic differentiation: (points, expansion)."""
+    return torch.func.vmap(torch.func.jacfwd(lambda t: activation(t.view(1))))(x)
+
+
+def test_the_seven_of_the_design_are_there() -> None:
+    assert {"elu", "softplus", "tanh", "lipswish", "clipswish", "sin", "sincos"} <= set(activation_names())
+
+
+def test_lipschitz_constant_holds_on_a_dense_grid(activation: Activation) -> None:
+    x = torch.linspace(-90, 90, 200_001, dtype=torch.float64)
+    betas = [None] if not list(activation.parameters()) else [-3.0, 0.5413, 4.0]
+    for beta in betas:
+        for parameter in activation.parameters():
+            torch.nn.init.constant_(parameter, beta)
+        steepest = float(torch.linalg.vector_norm(slopes(activation, x).detach(), dim=1).max())
+        assert steepest <= activation.lipschitz <= 1
+        assert steepest > 0.98 * activation.lipschitz  # the bound is the bound, not a loose one
+
+
+def test_derivative_is_that_of_the_value(activation: Activation) -> None:
+    x = torch.randn(1000, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 4
+    value, derivative = activation.value_and_derivative(x.unsqueeze(1))
+    assert value.shape == derivative.shape == (1000, activation.expansion)
+    torch.testing.assert_close(value, activation(x.unsqueeze(1)), rtol=0, atol=1e-14)
+    torch.testing.assert_close(derivative, slopes(activation, x), rtol=0, atol=1e-12)
+
+
+def test_derivative_that_is_not_written_out_is_found_by_differentiation(activation: Activation) -> None:
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = Activation.value_and_derivative(activation, x)
+    for expected, actual in zip(activation.value_and_derivative(x), found, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
+
+
+def test_sincos_never_attenuates() -> None:
+    _, derivative = SinCos().value_and_derivative(torch.linspace(-9, 9, 1001, dtype=torch.float64).unsqueeze(1))
+    torch.testing.assert_close(derivative.norm(dim=1), torch.ones(1001, dtype=torch.float64))

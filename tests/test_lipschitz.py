@@ -1,0 +1,108 @@
+"""Soft spectral normalization against exact singular values."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from flows.activations import activation_names
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, power_iterate
+
+
+def exact_sigma(weight: torch.Tensor) -> float:
+    return float(torch.linalg.svdvals(weight.detach().double())[0])
+
+
+@pytest.mark.parametrize("shape", [(2, 64), (64, 64), (64, 2), (7, 3), (1, 1)])
+@pytest.mark.parametrize("coeff", [0.5, 0.9, 0.999])
+def test_bound_holds_from_construction(shape: tuple[int, int], coeff: float) -> None:
+    torch.manual_seed(0)
+    layer = LipschitzLinear(*shape, coeff)
+    torch.nn.init.orthogonal_(layer.weight, gain=3)
+    with torch.no_grad():
+        layer.weight.add_(torch.randn_like(layer.weight) * 0.3)
+    layer.converge()
+    assert exact_sigma(layer.normalized_weight()) == pytest.approx(coeff, rel=1e-6)
+    assert layer.singular_value() == pytest.approx(exact_sigma(layer.normalized_weight()), rel=1e-12)
+
+
+def test_small_weights_are_left_alone() -> None:
+    layer = LipschitzLinear(5, 5, 0.9)
+    with torch.no_grad():
+        layer.weight.mul_(0.5 / exact_sigma(layer.weight))
+    layer.converge()
+    assert torch.equal(layer.normalized_weight(), layer.weight)
+
+
+def test_sigma_is_differentiated_through_the_weight() -> None:
+    """The gradient of W c / sigma(W) by finite differences of the exact sigma."""
+    torch.manual_seed(1)
+    layer = LipschitzLinear(4, 3, 0.7).double()
+    torch.nn.init.normal_(layer.weight)
+    layer.converge()
+    readout, direction, h = torch.randn(3, 4).double(), torch.randn(3, 4).double(), 1e-6
+    (layer.normalized_weight() * readout).sum().backward()
+
+    def loss(step: float) -> float:
+        weight = layer.weight.detach() + step * direction
+        return float((weight * 0.7 / exact_sigma(weight) * readout).sum())
+
+    assert float((layer.weight.grad * direction).sum()) == pytest.approx((loss(h) - loss(-h)) / (2 * h), rel=1e-6)
+
+
+def test_power_iteration_converges_in_batches_of_equal_shape() -> None:
+    torch.manual_seed(2)
+    layers = [LipschitzLinear(*shape, 0.9) for shape in [(2, 16), (16, 16), (16, 16), (16, 2)]]
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight)  # u and v now belong to another matrix
+    power_iterate(layers, 500)
+    for layer in layers:
+        assert exact_sigma(layer.normalized_weight()) == pytest.approx(0.9, rel=1e-4)
+
+
+def test_an_unconverged_estimate_is_seen_by_the_certificate() -> None:
+    torch.manual_seed(3)
+    layer = LipschitzLinear(32, 32, 0.9)
+    with torch.no_grad():
+        layer.weight.copy_(torch.diag(torch.linspace(1, 3, 32)))
+        layer.u.copy_(torch.eye(32)[0])
+        layer.v.copy_(torch.eye(32)[0])
+    assert layer.singular_value() == pytest.approx(2.7)  # the layer believes 0.9
+    layer.converge()
+    assert layer.singular_value() == pytest.approx(0.9)
+
+
+@pytest.mark.parametrize("activation", activation_names())
+@pytest.mark.parametrize("dimensions", [1, 2, 3, 8])
+def test_network_and_its_jacobian(dimensions: int, activation: str) -> None:
+    torch.manual_seed(4)
+    net = LipschitzMLP(dimensions, 16, 2, 0.97, activation).double()
+    x = torch.randn(20, dimensions).double() * 2
+    g, J = net.forward_with_jacobian(x)
+    torch.testing.assert_close(g, net(x), rtol=0, atol=1e-13)
+    expected = torch.func.vmap(torch.func.jacrev(lambda point: net(point)))(x)
+    torch.testing.assert_close(J, expected, rtol=0, atol=1e-12)
+    assert float(torch.linalg.matrix_norm(J.detach(), ord=2).max()) <= net.lipschitz() <= 0.97**3 + 1e-9
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 5])
+def test_slopes_never_exceed_the_certificate(depth: int) -> None:
+    torch.manual_seed(5)
+    net = LipschitzMLP(2, 24, depth, 0.95, "clipswish").double()
+    for layer in net.layers:
+        torch.nn.init.normal_(layer.weight)
+        layer.converge()
+    assert len(net.layers) == depth + 1
+    a, b = torch.randn(2, 2000, 2).double() * 3
+    slope = (net(a) - net(b)).norm(dim=1) / (a - b).norm(dim=1)
+    assert float(slope.max()) <= net.lipschitz()
+    assert net.lipschitz() == pytest.approx(0.95 ** (depth + 1), rel=1e-5)
+
+
+def test_weights_may_be_given_to_save_normalizing_them() -> None:
+    net = LipschitzMLP(2, 8, 2, 0.9, "elu").double()
+    x = torch.randn(5, 2).double()
+    frozen = copy.deepcopy(net)
+    torch.testing.assert_close(net(x, frozen.weights()), net(x))

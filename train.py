@@ -1,0 +1,56 @@
+"""Train a flow on a 2D density: `python train.py flow=resflow data=moons`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from omegaconf import DictConfig
+
+from arguments import Range
+from training.command_line import command
+from training.configuration import build, choose_device
+from training.run_folder import describe, open_folder
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings at the top level."""
+
+    seed: Annotated[int, Range(ge=0)]
+    device: str
+    threads: Annotated[int, Range(ge=1)] | None
+    resume: str | None
+
+
+def train(config: DictConfig, settings: Settings, folder: Path) -> float:
+    """Train as `config` says, in `folder`; return KL(target || model) in nats."""
+    device = choose_device(settings.device)
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+
+    target = build(config.data)
+    flow = build(config.flow, dimensions=2).to(device)
+    optimizer = build(config.optimizer)(flow)
+    open_folder(folder, config, resume=settings.resume is not None)
+    trainer = build(
+        config.trainer,
+        flow=flow,
+        target=target,
+        optimizer=optimizer,
+        folder=folder,
+        seed=settings.seed,
+        title=f"{config.choices.flow} on {config.choices.data}",
+        about=describe(config, device),
+    )()
+    kl = trainer.fit(resume=settings.resume is not None)
+    print(f"KL {kl:.4f} nats; pictures, metrics and checkpoint in {folder}", file=sys.stdout)
+    return kl
+
+
+if __name__ == "__main__":
+    command(train, Settings, "train", resumable=("trainer.epochs", "trainer.max_seconds", "device"))

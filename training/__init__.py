@@ -1,0 +1,1 @@
+"""The training loop, its evaluation and its checkpoints, and the command line around them."""

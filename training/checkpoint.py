@@ -1,0 +1,46 @@
+"""Checkpoints: everything a run needs to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arguments import ArgumentError
+from atomic import write_atomically
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+FORMAT = 1
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state`, of tensors, numbers, texts, lists and dicts; `path` is always whole, the old or the new."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(folder: Path, setting: str) -> dict[str, Any]:
+    """Read `folder`'s checkpoint.pt, on the host. No code in the file is ever run.
+
+    Args:
+        setting: name of the setting that led here, for the error.
+
+    Raises:
+        ArgumentError: there is no checkpoint of this project in `folder`, or it cannot be read.
+    """
+    path, accepts = folder / "checkpoint.pt", "a folder written by train.py, with its checkpoint.pt"
+    if not path.is_file():
+        raise ArgumentError(setting, accepts, f"{str(folder)!r}, which has no checkpoint.pt")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ArgumentError(setting, accepts, f"{str(path)!r}, which cannot be read: {reason}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ArgumentError(setting, accepts, f"{str(path)!r}, which is not a checkpoint of format {FORMAT}")
+    return state

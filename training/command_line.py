@@ -1,0 +1,167 @@
+"""A command of this project: Hydra's grammar, one plain line for a mistake, and the contract's exit statuses."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from arguments import ArgumentError, check_arguments, nearest
+from flows.fixed_point import InverseError
+from training.configuration import check_config, load_config
+from training.diagnosis import NonFiniteLossError
+from training.interruption import Interrupted
+
+__all__ = ["command"]
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+Task = Callable[[DictConfig, Any, Path], float | None]
+"""What a command does: takes the configuration, its top-level settings as an object, and the run folder."""
+
+
+def command(task: Task, settings: type, config_name: str, resumable: Iterable[str] = ()) -> None:
+    """Run `task` as the command line says, and exit with the contract's status.
+
+    Args:
+        settings: a dataclass of the settings at the top level.
+        config_name: the primary configuration, in `configs`.
+        resumable: settings that may change with `resume=`.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
+    arguments = get_args_parser().parse_args()
+    try:
+        other = (
+            arguments.multirun, arguments.help, arguments.hydra_help, arguments.cfg, arguments.info,
+            arguments.shell_completion, arguments.experimental_rerun,
+        )  # fmt: skip
+        if not any(other):
+            config = _compose(arguments.config_name or config_name, arguments.overrides, arguments.config_dir)
+            if config.hydra.mode != RunMode.MULTIRUN:
+                _run_once(task, settings, config, arguments.overrides, frozenset(resumable))
+                return
+        _hand_to_hydra(task, settings, config_name)
+    except ArgumentError as error:
+        _exit(2, str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(2, " ".join(line.strip() for line in str(error).splitlines() if line.strip()))
+    except (NonFiniteLossError, InverseError) as error:
+        _exit(1, str(error))
+    except Interrupted as stop:
+        print(stop.message, file=sys.stderr)
+        raise
+
+
+def _run_once(task: Task, settings: type, config: DictConfig, overrides: list[str], resumable: frozenset[str]) -> None:
+    """A run in this process, without Hydra's own machinery: nothing is written before all is checked."""
+    HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
+    folder = Path(config.hydra.run.dir)
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    if config.get("resume") is not None:
+        folder = Path(str(config.resume))
+        config = _resumed(folder, overrides, resumable)
+    _run(task, settings, config, folder)
+
+
+def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
+    """Sweeps, help and the like."""
+
+    def job(config: DictConfig) -> float | None:
+        return _run(task, settings, config, Path(HydraConfig.get().runtime.output_dir))
+
+    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+
+
+def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
+    values = {key: value for key, value in config.items() if not isinstance(value, DictConfig)}
+    check_arguments(settings, values)
+    check_config(config)
+    return task(config, settings(**values), folder)
+
+
+def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> DictConfig:
+    """The stored configuration of `folder`, with the few changes that a resumed run may make."""
+    config = load_config(folder, "resume")
+    for override in _parse(overrides):
+        key, value = override.key_or_group, override.value()
+        if key in resumable:
+            OmegaConf.update(config, key, value)
+        elif key != "resume" and value != config.choices.get(key) and value != OmegaConf.select(config, key):
+            raise ArgumentError(key, f"no change with resume=: only {', '.join(sorted(resumable))} may", repr(value))
+    config.resume = str(folder)
+    return config
+
+
+def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:
+    """The configuration, Hydra's own part included.
+
+    Raises:
+        ArgumentError: an override names what there is not.
+    """
+    search = [f"hydra.searchpath=[file://{Path(extra_folder).resolve()}]"] if extra_folder else []
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        for override in _parse(overrides):
+            if override.is_delete():
+                raise ArgumentError(override.key_or_group, "a value, not its deletion", f"{override.input_line!r}")
+            if override.is_sweep_override():
+                raise ArgumentError(override.key_or_group, "one value, or several with -m", f"{override.input_line!r}")
+        try:
+            return hydra.compose(config_name, overrides + search, return_hydra_config=True)
+        except HydraException:
+            _explain(config_name, overrides, search)
+            raise
+
+
+def _explain(config_name: str, overrides: list[str], search: list[str]) -> None:
+    """Raise the error that a mistaken override deserves, if it is one of a name."""
+    choices = []
+    for override in _parse(overrides):
+        key, group = override.key_or_group, CONFIGS / override.key_or_group
+        if group.is_dir() and not search:
+            names = sorted(path.stem for path in group.glob("*.yaml"))
+            value = override.value()
+            if value not in names:
+                raise ArgumentError(key, " | ".join(names), f"{value!r}{nearest(str(value), names)}")
+            choices.append(override.input_line)
+    config = hydra.compose(config_name, choices + search, return_hydra_config=True)
+    known = _settings_of(config)
+    for override in _parse(overrides):
+        key = override.key_or_group
+        if key not in known and not (CONFIGS / key).is_dir():
+            ours = [name for name in known if not name.startswith("hydra.")]
+            suggestion = nearest(key, ours)
+            raise ArgumentError(key, "nothing: there is no such setting", f"{override.input_line!r}{suggestion}")
+
+
+def _settings_of(node: DictConfig, prefix: str = "") -> list[str]:
+    """The full names of all settings below `node`."""
+    names = []
+    for key in node:
+        name, child = f"{prefix}{key}", node._get_node(key)
+        names.append(name)
+        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            if child._is_interpolation():
+                continue  # ${estimator}: its settings have their own names
+            names.extend(_settings_of(child, f"{name}."))
+    return names
+
+
+def _parse(overrides: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(overrides)
+
+
+def _exit(status: int, message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    raise SystemExit(status)

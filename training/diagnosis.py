@@ -1,0 +1,39 @@
+"""Why a loss is not finite, as far as it can be told."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from flows import Flow
+
+__all__ = ["NonFiniteLossError", "diagnose"]
+
+
+class NonFiniteLossError(RuntimeError):
+    """Training met a loss that is not finite, and stopped before it reached the checkpoint."""
+
+
+@torch.no_grad()
+def diagnose(flow: Flow, x: Tensor) -> str:
+    """Say where the batch `x`, shape (batch, d), first leaves the finite numbers on its way through `flow`."""
+    if not torch.isfinite(x).all():
+        return "the data are not finite"
+    for name, parameter in flow.named_parameters():
+        if not torch.isfinite(parameter).all():
+            return f"{name} is not finite: a lower optimizer.lr or trainer.clip_norm may help"
+    flow.eval()
+    for index, bijection in enumerate(flow.bijections):
+        x, log_det = bijection(x)
+        if torch.isfinite(x).all() and torch.isfinite(log_det).all():
+            continue
+        name, norm = max(
+            ((name, float(torch.linalg.vector_norm(parameter))) for name, parameter in bijection.named_parameters()),
+            key=lambda item: item[1],
+        )
+        what = "output" if torch.isfinite(log_det).all() else "log-determinant"
+        return (
+            f"the {what} of bijections.{index} ({type(bijection).__name__}) is not finite; "
+            f"its largest parameter is {name}, of norm {norm:.3g}"
+        )
+    return "the exact NLL of the batch is finite, so the estimator's draw of the log-determinant was not"

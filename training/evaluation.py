@@ -1,0 +1,99 @@
+"""What is measured of a flow, always with the exact log-determinant."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from datasets import TargetDensity
+from flows import Flow
+
+__all__ = ["Evaluation", "HeldOut", "evaluate"]
+
+CHUNK = 16384  # points a pass, so that a large held-out set needs no more memory than a small one
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Points of the target that are never trained on.
+
+    Attributes:
+        x: the points, shape (n, 2), on the flow's device.
+        log_prob: the target's log-density there in nats, shape (n,), float64, on the host.
+        entropy: the target's entropy in nats.
+    """
+
+    x: Tensor
+    log_prob: Tensor
+    entropy: float
+
+    @classmethod
+    def draw(cls, target: TargetDensity, n: int, generator: torch.Generator, device: torch.device) -> HeldOut:
+        x = target.sample(n, generator)
+        return cls(x.to(device), target.log_prob(x.double()), target.entropy)
+
+    def first(self, n: int) -> HeldOut:
+        return HeldOut(self.x[:n], self.log_prob[:n], self.entropy)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Figures of one flow on one held-out set, in nats unless said otherwise.
+
+    Attributes:
+        nll: the target's entropy plus `kl`: the mean of -log q(x), with the sampling noise of -log p(x), whose
+            mean is known, taken out. So its standard error is that of `kl`.
+        kl: KL(target || model), the mean of log p(x) - log q(x).
+        lipschitz: largest certified Lipschitz constant of any block.
+        inverse_error: largest distance between x and inverse(forward(x)), in units of the data.
+        logdet_bias: mean of the training estimator's log-determinant less the exact one.
+        logdet_std: standard deviation of the same difference for one sample.
+    """
+
+    nll: float
+    nll_stderr: float
+    kl: float
+    kl_stderr: float
+    lipschitz: float | None
+    inverse_error: float
+    logdet_bias: float
+    logdet_std: float
+
+
+@torch.no_grad()
+def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Evaluation:
+    """Evaluate `flow`, left in evaluation mode, without moving the random state.
+
+    Args:
+        held_out: points for `nll` and `kl`.
+        seed: of the estimator's noise, so that the figures are the same whenever they are computed.
+        subset: points for `inverse_error`, `logdet_bias` and `logdet_std`.
+    """
+    flow.eval()
+    difference = held_out.log_prob - torch.cat([flow.log_prob(x).cpu().double() for x in held_out.x.split(CHUNK)])
+    kl = float(difference.mean())
+    stderr = float(difference.std()) / math.sqrt(len(difference))
+
+    x = held_out.x[:subset]
+    z, exact = flow(x)
+    inverse_error = float((flow.inverse(z)[0] - x).abs().max())
+    device = x.device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        flow.train()
+        estimate = flow(x)[1]
+        flow.eval()
+    error = (estimate - exact).double()
+    return Evaluation(
+        nll=held_out.entropy + kl,
+        nll_stderr=stderr,
+        kl=kl,
+        kl_stderr=stderr,
+        lipschitz=flow.lipschitz(),
+        inverse_error=inverse_error,
+        logdet_bias=float(error.mean()),
+        logdet_std=float(error.std()),
+    )

@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM, noted when they come and acted on when it is safe."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+__all__ = ["Interrupted", "Interruption"]
+
+
+class Interrupted(SystemExit):
+    """The run was stopped by a signal after everything was saved. Exit status 128 + signal: 130 or 143."""
+
+    def __init__(self, number: int, message: str) -> None:
+        super().__init__(128 + number)
+        self.message = message
+
+
+class Interruption:
+    """While entered, SIGINT and SIGTERM only set `number`; a second one acts at once, as ever."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+
+    def __enter__(self) -> Interruption:
+        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)

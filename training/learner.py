@@ -1,0 +1,89 @@
+"""One training step: the flow, its optimizer and its weight average, moved together."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from flows import Flow
+from flows.lipschitz import LipschitzLinear, power_iterate
+
+__all__ = ["Learner"]
+
+
+class Learner:
+    """A flow in training, and the exponential moving average of its weights that is evaluated and kept.
+
+    A step is `backward` then `update`, so that a loss that is not finite can be seen before it reaches the weights.
+    Neither waits for the device.
+
+    Args:
+        flow: the flow, on its device.
+        optimizer: of the flow's parameters; the learning rates it was built with are the schedule's peak.
+        clip_norm: the gradient's norm is cut to this.
+        ema_decay: share of the average kept at each step; 0 makes the average the flow itself.
+        power_iterations: power iterations after each step, to keep the spectral norms converged.
+    """
+
+    def __init__(
+        self, flow: Flow, optimizer: torch.optim.Optimizer, clip_norm: float, ema_decay: float, power_iterations: int
+    ) -> None:
+        self.flow, self.optimizer = flow, optimizer
+        self.clip_norm, self.ema_decay, self.power_iterations = clip_norm, ema_decay, power_iterations
+        self.average = copy.deepcopy(flow).requires_grad_(False)
+        self.steps = 0
+        self._peak_rates = [group["lr"] for group in optimizer.param_groups]
+        self._parameters = list(flow.parameters())
+        self._average_parameters = list(self.average.parameters())
+        self._layers = _lipschitz_layers(flow)
+
+    def initialize(self, x: Tensor) -> None:
+        """Set what depends on data, such as ActNorm, from a first batch `x`, shape (batch, d)."""
+        self.flow.initialize(x)
+        self.average.load_state_dict(self.flow.state_dict())
+
+    def backward(self, x: Tensor) -> Tensor:
+        """Compute the gradient of the NLL of `x`, shape (batch, d); return the NLL in nats, without graph."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = -self.flow.log_prob(x).mean()
+        loss.backward()
+        return loss.detach()
+
+    def update(self, rate: float) -> None:
+        """Move the weights by the gradient, at `rate` times the optimizer's peak learning rates."""
+        nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = rate * peak
+        self.optimizer.step()
+        self.steps += 1
+        power_iterate(self._layers, self.power_iterations)
+        with torch.no_grad():
+            # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
+            decay = min(self.ema_decay, self.steps / (self.steps + 10))
+            torch._foreach_lerp_(self._average_parameters, self._parameters, 1 - decay)
+
+    def converge(self) -> None:
+        """Make every spectral norm exact, of the flow and of the average, so that what is evaluated is certified."""
+        for layer in [*self._layers, *_lipschitz_layers(self.average)]:
+            layer.converge()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "flow": self.flow.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.flow.load_state_dict(state["flow"])
+        self.average.load_state_dict(state["average"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+
+def _lipschitz_layers(flow: nn.Module) -> list[LipschitzLinear]:
+    return [module for module in flow.modules() if isinstance(module, LipschitzLinear)]

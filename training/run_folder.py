@@ -1,0 +1,103 @@
+"""The folder of a run: opened for a new run, for the rest of one, or to read what it holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from arguments import ArgumentError
+from flows import Flow
+from training.checkpoint import load_checkpoint
+from training.configuration import build, check_config, load_config, save_config
+
+__all__ = ["LoadedRun", "describe", "load_run", "open_folder"]
+
+
+def open_folder(folder: Path, config: DictConfig, resume: bool) -> None:
+    """Make the run folder and write its config.yaml.
+
+    Raises:
+        ArgumentError: a new run meets an old one there, or the folder cannot be written.
+    """
+    if not resume and (folder / "config.yaml").exists():
+        raise ArgumentError("hydra.run.dir", f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
+    try:
+        (folder / "plots").mkdir(parents=True, exist_ok=True)
+        save_config(config, folder)
+    except OSError as error:
+        raise ArgumentError("hydra.run.dir", "a folder that can be written", f"'{folder}': {error.strerror}") from error
+
+
+def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
+    """What a summary says of a run beside its figures: the choices, and all that could make it come out otherwise."""
+    settings = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "resume"}
+    return {
+        "flow": config.choices.flow,
+        "data": config.choices.data,
+        "estimator": config.choices.estimator,
+        "optimizer": config.choices.optimizer,
+        "seed": config.seed,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Output of a git command in the project's own folder; None where there is no git or no repository."""
+    folder = Path(__file__).resolve().parent.parent
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run read back: its flow, with the averaged weights, in evaluation mode."""
+
+    flow: Flow
+    config: DictConfig
+
+    @property
+    def title(self) -> str:
+        return f"{self.config.choices.flow} on {self.config.choices.data}"
+
+
+def load_run(folder: Path, setting: str = "run", device: torch.device | None = None) -> LoadedRun:
+    """Load the flow of a run folder, ready for `flow.log_prob(x)` and `flow.sample(n)`.
+
+    Args:
+        folder: what train.py wrote.
+        setting: the name to blame in errors.
+        device: where to put the flow; None for the CPU.
+
+    Raises:
+        ArgumentError: `folder` is no run folder, or its checkpoint is not of this configuration.
+    """
+    config = load_config(folder, setting)
+    check_config(config)
+    flow = build(config.flow, dimensions=2)
+    state = load_checkpoint(folder, setting)
+    try:
+        flow.load_state_dict(state["learner"]["average"])
+    except (RuntimeError, KeyError, TypeError) as error:
+        raise ArgumentError(
+            setting, "a folder whose checkpoint.pt and config.yaml belong together", f"{str(folder)!r}"
+        ) from error
+    return LoadedRun(flow.to(device or "cpu").eval().requires_grad_(False), config)

@@ -1,0 +1,277 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from arguments import Range, checked
+from atomic import write_atomically
+from datasets import TargetDensity
+from flows import Flow
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.diagnosis import NonFiniteLossError, diagnose
+from training.evaluation import HeldOut, evaluate
+from training.interruption import Interrupted, Interruption
+from training.learner import Learner
+
+__all__ = ["Trainer"]
+
+# How often the loss is looked at: reading it makes the host wait, which costs nothing on a CPU alone.
+STEPS_BETWEEN_CHECKS = {"cpu": 1}
+STEPS_BETWEEN_CHECKS_ELSEWHERE = 50
+
+HELD_OUT_STREAM = 0  # training epochs use the streams 1, 2, ...
+FEWEST_POINTS_TO_INITIALIZE = 1024
+
+
+@dataclass
+class Progress:
+    """Where a run is. Times in seconds, summed over all its sittings."""
+
+    epoch: int = 0  # epochs finished
+    step_in_epoch: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    plot_seconds: float = 0.0
+    loss_sum: float = 0.0  # over the epoch so far
+    rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.csv
+
+
+class Trainer:
+    """Trains a flow by maximum likelihood on fresh samples of a target density, and keeps a run folder.
+
+    Args:
+        flow: the flow, on its device.
+        target: the target density.
+        optimizer: of the flow's parameters.
+        folder: the run folder.
+        seed: of the training data and the held-out set.
+        title: of the pictures.
+        about: what `summary.json` says of the run beside its figures.
+        epochs: an evaluation, a picture and a checkpoint follow each.
+        steps_per_epoch: optimizer steps in an epoch.
+        batch_size: fresh points of the target in each step.
+        max_seconds: end the run, as if its epochs were done, after this many seconds; None for no limit.
+        schedule: of the learning rate: `cosine` falls to zero at the end of the run, `constant` does not.
+        warmup: share of the run over which the learning rate rises from zero to its peak.
+        clip_norm: the gradient's norm is cut to this.
+        ema_decay: decay of the weight average that is evaluated, plotted and sampled; 0 for the last weights.
+        power_iterations: power iterations after each step.
+        held_out: points of the final evaluation; the one after each epoch uses a tenth of them.
+        plots: whether to draw.
+    """
+
+    @checked
+    def __init__(
+        self,
+        flow: Flow,
+        target: TargetDensity,
+        optimizer: torch.optim.Optimizer,
+        folder: Path,
+        seed: int,
+        title: str,
+        about: dict[str, Any],
+        epochs: Annotated[int, Range(ge=1)],
+        steps_per_epoch: Annotated[int, Range(ge=1)],
+        batch_size: Annotated[int, Range(ge=1)],
+        max_seconds: Annotated[float, Range(gt=0)] | None = None,
+        schedule: Literal["cosine", "constant"] = "cosine",
+        warmup: Annotated[float, Range(ge=0, lt=1)] = 0.02,
+        clip_norm: Annotated[float, Range(gt=0)] = 1.0,
+        ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.995,
+        power_iterations: Annotated[int, Range(ge=1)] = 2,
+        held_out: Annotated[int, Range(ge=100)] = 100_000,
+        plots: bool = True,
+    ) -> None:
+        self.target, self.folder, self.seed, self.about = target, folder, seed, about
+        self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
+        self.max_seconds, self.schedule, self.warmup = max_seconds, schedule, warmup
+        self.device = next(flow.parameters()).device
+        self.learner = Learner(flow, optimizer, clip_norm, ema_decay, power_iterations)
+        self.held_out = HeldOut.draw(target, held_out, _generator(seed, HELD_OUT_STREAM), self.device)
+        self.progress = Progress()
+        self.pictures = None
+        if plots:
+            from training.pictures import Pictures  # here, because matplotlib takes a while to import
+
+            self.pictures = Pictures(folder, target, title, self.device)
+        self._started = time.perf_counter()
+
+    def fit(self, resume: bool = False) -> float:
+        """Train, and return the KL divergence of the result in nats.
+
+        Args:
+            resume: go on from the checkpoint in the folder, exactly as if training had never stopped.
+
+        Raises:
+            NonFiniteLossError: the loss is not finite; the folder's checkpoint is the last good one.
+            Interrupted: a signal came; the folder's checkpoint is of the step that it met.
+        """
+        if resume:
+            self._restore()
+        else:
+            first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
+            self.learner.initialize(first.to(self.device))
+        progress, total = self.progress, self.epochs * self.steps_per_epoch
+        self._started = time.perf_counter() - progress.seconds
+
+        bar = tqdm(total=total, initial=progress.step, unit="step", disable=None, dynamic_ncols=True, leave=False)
+        with bar, Interruption() as interruption:
+            while progress.epoch < self.epochs and not self._out_of_time():
+                self._train_epoch(bar, interruption)
+                self._end_epoch()
+                row = progress.rows[-1]
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, KL {row['kl']:.4f}")
+                bar.write(
+                    f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}   NLL {row['nll']:.4f}   "
+                    f"KL {row['kl']:.4f} ± {row['kl_stderr']:.4f} nats   {row['seconds']:.0f} s",
+                    file=sys.stdout,
+                )
+                self._stop_if(interruption)
+        return self._finish()
+
+    def _train_epoch(self, bar: tqdm, interruption: Interruption) -> None:
+        """Take the steps that are left of the epoch; fewer, if time runs out or a signal comes."""
+        progress, every = self.progress, STEPS_BETWEEN_CHECKS.get(self.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE)
+        # The whole epoch's data at once, from the seed and the epoch alone: a resumed epoch has the same.
+        generator = _generator(self.seed, progress.epoch + 1)
+        data = self.target.sample(self.steps_per_epoch * self.batch_size, generator).to(self.device)
+        began, losses = time.perf_counter(), []
+        self.learner.flow.train()
+        for batch in data.split(self.batch_size)[progress.step_in_epoch :]:
+            losses.append(self.learner.backward(batch))
+            progress.step += 1
+            progress.step_in_epoch += 1
+            if progress.step_in_epoch % every == 0 or progress.step_in_epoch == self.steps_per_epoch:
+                self._check(losses[-every:], batch)
+            self.learner.update(self._rate(progress.step))
+            bar.update()
+            if interruption.number is not None or self._out_of_time():
+                break
+        progress.loss_sum += float(torch.stack(losses).double().sum())
+        progress.train_seconds += time.perf_counter() - began
+        progress.seconds = self._seconds()
+        if interruption.number is not None and progress.step_in_epoch < self.steps_per_epoch:
+            self._save()
+            self._stop_if(interruption)
+
+    def _end_epoch(self) -> None:
+        """Evaluate, write the metrics, draw, and last of all save: a checkpoint vouches for the files before it."""
+        progress, learner = self.progress, self.learner
+        learner.converge()
+        evaluation = evaluate(learner.average, self.held_out.first(len(self.held_out.x) // 10), self.seed)
+        progress.epoch += 1
+        progress.seconds = self._seconds()
+        figures = asdict(evaluation)
+        del figures["nll_stderr"]  # the same as that of the KL
+        loss = progress.loss_sum / progress.step_in_epoch
+        progress.rows.append(
+            {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
+        )
+        self._write_metrics()
+        if self.pictures is not None:
+            self.pictures.draw(learner.average, progress.epoch, evaluation, progress.seconds)
+            progress.plot_seconds += self._seconds() - progress.seconds
+        progress.step_in_epoch, progress.loss_sum, progress.seconds = 0, 0.0, self._seconds()
+        self._save()
+
+    def _finish(self) -> float:
+        """Evaluate on the whole held-out set, and write the summary."""
+        evaluation = evaluate(self.learner.average, self.held_out, self.seed)
+        summary = {
+            **self.about,
+            "parameters": sum(parameter.numel() for parameter in self.learner.flow.parameters()),
+            "epochs": self.progress.epoch,
+            "steps": self.progress.step,
+            "seconds": self._seconds(),
+            "train_seconds": self.progress.train_seconds,
+            "plot_seconds": self.progress.plot_seconds,
+            "entropy": self.held_out.entropy,
+            **asdict(evaluation),
+        }
+        write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        return evaluation.kl
+
+    def _rate(self, step: int) -> float:
+        """The learning rate of the step that is `step`-th, as a share of its peak."""
+        total = self.epochs * self.steps_per_epoch
+        done = (step - 1) / total
+        if self.max_seconds is not None:
+            done = max(done, min(self._seconds() / self.max_seconds, 1.0))
+        rise = min(1.0, step / max(1.0, self.warmup * total))
+        return rise * (0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0)
+
+    def _check(self, losses: list[Tensor], batch: Tensor) -> None:
+        if torch.isfinite(torch.stack(losses)).all():
+            return
+        step, flow = self.progress.step, self.learner.flow
+        when = f"step {step}" if len(losses) == 1 else f"one of the steps {step - len(losses) + 1} to {step}"
+        kept = self.folder / "checkpoint.pt"
+        saved = f"the last good checkpoint is {kept}" if kept.exists() else "no epoch was done, so none is saved"
+        raise NonFiniteLossError(f"the loss of {when} is not finite: {diagnose(flow, batch)}; {saved}")
+
+    def _seconds(self) -> float:
+        return time.perf_counter() - self._started
+
+    def _out_of_time(self) -> bool:
+        return self.max_seconds is not None and self._seconds() >= self.max_seconds
+
+    def _stop_if(self, interruption: Interruption) -> None:
+        if interruption.number is not None:
+            raise Interrupted(
+                interruption.number,
+                f"stopped at step {self.progress.step}, saved in {self.folder}; "
+                f"go on with: python train.py resume={self.folder}",
+            )
+
+    def _write_metrics(self) -> None:
+        table = io.StringIO()
+        writer = csv.DictWriter(table, list(self.progress.rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.progress.rows)
+        write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
+
+    def _save(self) -> None:
+        random_state = {"cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
+        state = {
+            "learner": self.learner.state_dict(),
+            "progress": asdict(self.progress),
+            "random_state": random_state,
+            "density_gif": 0 if self.pictures is None else self.pictures.gif_length,
+        }
+        save_checkpoint(self.folder / "checkpoint.pt", state)
+
+    def _restore(self) -> None:
+        state = load_checkpoint(self.folder, "resume")
+        self.learner.load_state_dict(state["learner"])
+        self.progress = Progress(**state["progress"])
+        torch.set_rng_state(state["random_state"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["random_state"]:
+            torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
+        # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
+        if self.progress.rows:
+            self._write_metrics()
+        if self.pictures is not None:
+            self.pictures.rewind(state["density_gif"])
+
+
+def _generator(seed: int, stream: int) -> torch.Generator:
+    """A host generator for one stream of one seed, independent of all others."""
+    state = int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.Generator().manual_seed(state)
