@@ -25,8 +25,8 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
     r"""Solve x + g(x) = z, and return x with log det(I + J(x)): shapes (batch, d) and (batch,), in float64.
 
     With :math:`r = z - x - g(x)` and Lip(g) <= L < 1, the distance to the solution is at most
-    :math:`\|r\| / (1 - L)`. Each sample stops when that bound is below `tolerance`, so what is returned is
-    guaranteed, however it was reached. It is reached by Newton steps :math:`x + (I + J)^{-1} r`. One that does not
+    :math:`\|r\| / (1 - L)`. Each sample stops when that bound is below `tolerance` times max(1, |z|), so what is
+    returned is guaranteed, however it was reached. It is reached by Newton steps :math:`x + (I + J)^{-1} r`. One that does not
     shrink the residual by the factor L is taken back for the step of the fixed-point iteration (Behrmann et al.
     2019, algorithm 1), :math:`x + r`, which always does: so the number of steps is bounded too.
 
@@ -47,17 +47,18 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
     solution, log_det = torch.empty_like(z), torch.empty_like(z[:, 0])
     active = torch.arange(z.shape[0], device=z.device)
     x, fallback = z.clone(), z.clone()  # what is tried next, and the fixed-point step to go back to
-    limit = torch.full_like(z[:, 0], math.inf)
+    enough = tolerance * (1 - L) * torch.linalg.vector_norm(z, dim=1).clamp(min=1)
+    limit = torch.full_like(enough, math.inf)
     steps, most_steps = 0, None
     while active.numel():
         g, J = net.forward_with_jacobian(x, weights) if newton else (net(x, weights), None)
         r = z[active] - x - g
         norm = torch.linalg.vector_norm(r, dim=1)
         if most_steps is None:  # at worst every second step is taken back
-            largest = max(float(norm.max()), tolerance)
-            most_steps = 4 + 2 * math.ceil(math.log(tolerance * (1 - L) / largest) / math.log(L))
+            longest_way = max(float((norm / enough).max()), 1.0)
+            most_steps = 4 + 2 * math.ceil(math.log(longest_way) / -math.log(L)) if L > 0 else 4
 
-        done = norm <= tolerance * (1 - L)
+        done = norm <= enough[active]
         if done.any():
             finished = active[done]
             solution[finished] = x[done]

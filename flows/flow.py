@@ -45,6 +45,7 @@ class Flow(Bijection):
         z, log_det = self(x)
         return log_det - 0.5 * (z * z).sum(dim=1) - 0.5 * self.dimensions * math.log(2 * math.pi)
 
+    @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points of the model, shape (n, d), without gradient. `generator` is one of the host's."""
         return self.inverse(self.sample_base(n, generator))[0]
@@ -54,6 +55,7 @@ class Flow(Bijection):
         like = next(self.parameters())
         return torch.randn(n, self.dimensions, generator=generator, device="cpu").to(like)
 
+    @torch.no_grad()
     def inverse_path(self, z: Tensor) -> Iterator[Tensor]:
         """Yield the points `z`, shape (n, d), then where they are after each bijection on the way to data."""
         yield z

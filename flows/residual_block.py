@@ -21,7 +21,7 @@ class ResidualBlock(Bijection):
     Args:
         net: g, a Lipschitz network from R^d to R^d.
         estimator: of the log-determinant while training. In evaluation mode it is exact.
-        tolerance: guaranteed distance of `inverse`'s result from the true one.
+        tolerance: guaranteed distance of `inverse`'s result from the true one, relative where |z| exceeds 1.
     """
 
     def __init__(self, net: LipschitzMLP, estimator: LogDetEstimator, tolerance: float = 1e-7) -> None:
@@ -34,7 +34,7 @@ class ResidualBlock(Bijection):
 
     @torch.no_grad()
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return x within `tolerance` of the solution of f(x) = z, and the exact log-determinant. No gradient.
+        """Return x within the tolerance of the solution of f(x) = z, and the exact log-determinant. No gradient.
 
         Raises:
             InverseError: see :func:`~flows.fixed_point.solve_fixed_point`.

@@ -1,0 +1,233 @@
+"""One contract for every bijection, a flow being one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from flows import Bijection, Flow, ResidualFlow
+from flows.activations import activation_names
+from flows.actnorm import ActNorm
+from flows.estimators import Exact, RussianRoulette, Truncated
+from flows.fixed_point import InverseError, solve_fixed_point
+from flows.lipschitz import LipschitzMLP
+from flows.residual_block import ResidualBlock
+
+
+def sharpen(bijection: Bijection) -> Bijection:
+    """Large random weights, so that every bound is active and the map is far from the identity."""
+    for module in bijection.modules():
+        if isinstance(module, LipschitzMLP):
+            for layer in module.layers:
+                torch.nn.init.orthogonal_(layer.weight, gain=2.0)
+                torch.nn.init.normal_(layer.bias)
+                layer.converge()
+        if isinstance(module, ActNorm):
+            torch.nn.init.normal_(module.log_scale, std=0.2)
+            torch.nn.init.normal_(module.shift)
+    return bijection
+
+
+def residual_block(d: int, activation: str = "lipswish", coeff: float = 0.97) -> Bijection:
+    return sharpen(ResidualBlock(LipschitzMLP(d, 16, 2, coeff, activation), RussianRoulette()))
+
+
+BIJECTIONS: dict[str, Callable[[int], Bijection]] = {
+    "actnorm": lambda d: sharpen(ActNorm(d)),
+    **{f"block, {name}": lambda d, name=name: residual_block(d, name) for name in activation_names()},
+    "flow, exact": lambda d: sharpen(ResidualFlow(d, Exact(), blocks=3, width=16)),
+    "flow, truncated": lambda d: sharpen(ResidualFlow(d, Truncated(), blocks=3, width=16, activation="elu")),
+    "flow, roulette, no actnorm": lambda d: sharpen(ResidualFlow(d, RussianRoulette(), 3, 16, actnorm=False)),
+}
+
+
+@pytest.fixture(params=BIJECTIONS.values(), ids=BIJECTIONS)
+def make(request: pytest.FixtureRequest) -> Callable[[int], Bijection]:
+    torch.manual_seed(0)
+    return request.param
+
+
+def points(n: int, d: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(1), dtype=dtype) * 2
+
+
+@pytest.mark.parametrize("d", [1, 2, 3, 20])
+class TestContract:
+    def test_shapes(self, make: Callable[[int], Bijection], d: int) -> None:
+        bijection = make(d)
+        for training in (True, False):
+            z, log_det = bijection.train(training)(points(7, d, torch.float32))
+            assert z.shape == (7, d)
+            assert log_det.shape == (7,)
+
+    def test_inverse_undoes_forward(self, make: Callable[[int], Bijection], d: int) -> None:
+        bijection, x = make(d).double().eval(), points(50, d)
+        z, log_det = bijection(x)
+        back, back_log_det = bijection.inverse(z)
+        torch.testing.assert_close(back, x, rtol=0, atol=1e-5)
+        torch.testing.assert_close(back_log_det, -log_det, rtol=0, atol=1e-4)
+
+    def test_forward_undoes_inverse(self, make: Callable[[int], Bijection], d: int) -> None:
+        bijection, z = make(d).double().eval(), points(50, d)
+        torch.testing.assert_close(bijection(bijection.inverse(z)[0])[0], z, rtol=0, atol=1e-5)
+
+    def test_log_det_is_that_of_the_jacobian(self, make: Callable[[int], Bijection], d: int) -> None:
+        bijection, x = make(d).double().eval(), points(10, d)
+        J = torch.func.vmap(torch.func.jacrev(lambda point: bijection(point.unsqueeze(0))[0].squeeze(0)))(x)
+        torch.testing.assert_close(bijection(x)[1], torch.linalg.slogdet(J).logabsdet, rtol=0, atol=1e-10)
+
+    def test_gradient_reaches_every_parameter(self, make: Callable[[int], Bijection], d: int) -> None:
+        bijection = make(d).train()
+        z, log_det = bijection(points(32, d, torch.float32))
+        ((z**2).sum(1) - log_det).mean().backward()
+        for name, parameter in bijection.named_parameters():
+            assert parameter.grad is not None, name
+            assert torch.isfinite(parameter.grad).all(), name
+
+    def test_a_training_step_runs_where_there_are_no_values(self, make: Callable[[int], Bijection], d: int) -> None:
+        bijection = make(d).to("meta").train()
+        z, log_det = bijection(torch.empty(8, d, device="meta"))
+        ((z**2).sum(1) - log_det).mean().backward()
+
+
+@pytest.mark.parametrize("activation", activation_names())
+def test_a_block_inverts_within_1e_5_in_float32_out_to_six_standard_deviations(activation: str) -> None:
+    torch.manual_seed(2)
+    block = residual_block(2, activation).eval()
+    angle = torch.linspace(0, 6.2832, 500)
+    x = torch.cat([r * torch.stack([angle.cos(), angle.sin()], 1) for r in (0.0, 1.0, 3.0, 6.0)])
+    assert float((block.inverse(block(x)[0])[0] - x).abs().max()) <= 1e-5
+
+
+class TestFixedPoint:
+    def test_the_bound_is_a_guarantee(self) -> None:
+        """At a loose tolerance the error is no larger, and at a tight one the solution is that of the loose ones."""
+        torch.manual_seed(3)
+        net = residual_block(2).net.double()
+        z = points(500, 2)
+        truth = solve_fixed_point(net, z, 1e-13)[0]
+        torch.testing.assert_close(truth + net(truth), z, rtol=0, atol=1e-13)
+        for tolerance in (1.0, 1e-1, 1e-3, 1e-6, 1e-9):
+            error = (solve_fixed_point(net, z, tolerance)[0] - truth).norm(dim=1)
+            assert (error <= tolerance * z.norm(dim=1).clamp(min=1)).all()
+
+    @pytest.mark.parametrize("d", [2, 20])  # Newton's steps, and plain ones
+    def test_each_sample_stops_on_its_own(self, d: int) -> None:
+        """A hard sample beside an easy one changes nothing for the easy one."""
+        torch.manual_seed(4)
+        net = residual_block(d).net.double()
+        z = points(5, d)
+        alone = solve_fixed_point(net, z, 1e-6)[0]
+        together = solve_fixed_point(net, torch.cat([z, 1e4 * points(200, d)]), 1e-6)[0][:5]
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
+
+    @pytest.mark.parametrize("size", [1e2, 1e4, 1e6])
+    def test_far_points(self, size: float) -> None:
+        torch.manual_seed(5)
+        block = residual_block(2, coeff=0.999).double().eval()
+        x = points(100, 2) * size
+        torch.testing.assert_close(block.inverse(block(x)[0])[0], x, rtol=2e-7, atol=1e-5)
+
+    def test_the_plain_iteration_is_there_when_newton_overshoots(self) -> None:
+        """Sines of a short period: Newton's steps from far off lead astray, and are taken back."""
+        torch.manual_seed(6)
+        net = LipschitzMLP(2, 64, 2, 0.999, "sin").double()
+        for layer in net.layers:
+            torch.nn.init.normal_(layer.weight, std=10)
+            torch.nn.init.normal_(layer.bias, std=3)
+            layer.converge()
+        x = points(2000, 2) * 3
+        solved, _ = solve_fixed_point(net, x + net(x).detach(), 1e-9)
+        torch.testing.assert_close(solved, x, rtol=0, atol=1e-8)
+
+    def test_a_broken_bound_is_an_error(self) -> None:
+        net = residual_block(2).net
+        with torch.no_grad():
+            net.layers[1].u.zero_()  # the layer now believes that its weights are small
+            for layer in net.layers:
+                layer.weight.mul_(2)
+        with pytest.raises(InverseError, match="no certified inverse"):
+            solve_fixed_point(net, points(3, 2, torch.float32), 1e-6)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_a_point_that_is_not_finite_is_an_error(self, value: float) -> None:
+        with pytest.raises(InverseError, match="not finite"):
+            solve_fixed_point(residual_block(2).net, torch.tensor([[0.0, value]]), 1e-6)
+
+    def test_a_tolerance_beyond_the_rounding_is_an_error(self) -> None:
+        with pytest.raises(InverseError, match="rounding"):
+            solve_fixed_point(residual_block(2).net, points(50, 2) * 1e6, 1e-14)
+
+
+def test_actnorm_starts_with_mean_zero_and_deviation_one() -> None:
+    actnorm, x = ActNorm(3).double(), points(1000, 3) * torch.tensor([1.0, 5.0, 0.1]) + 4
+    z = actnorm.initialize(x)
+    torch.testing.assert_close(z.mean(0), torch.zeros(3).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(3).double())
+    torch.testing.assert_close(actnorm(x)[0], z)
+
+
+def test_actnorm_of_a_single_point_is_finite() -> None:
+    actnorm = ActNorm(2)
+    torch.testing.assert_close(actnorm.initialize(torch.tensor([[3.0, -1.0]])), torch.zeros(1, 2))
+
+
+def test_a_flow_initializes_each_bijection_from_what_reaches_it() -> None:
+    torch.manual_seed(7)
+    flow, x = ResidualFlow(2, Exact(), blocks=3, width=8).double(), points(500, 2) * 3 + 1
+    z = flow.initialize(x)
+    torch.testing.assert_close(flow(x)[0], z)
+    torch.testing.assert_close(z.std(0, correction=0), torch.ones(2).double())
+
+
+def test_settings_of_the_flow() -> None:
+    flow = ResidualFlow(2, Exact(), blocks=5, width=7, depth=3, activation="clipswish", coeff=0.6)
+    blocks = [bijection for bijection in flow.bijections if isinstance(bijection, ResidualBlock)]
+    assert len(blocks) == 5
+    assert [tuple(layer.weight.shape) for layer in blocks[0].net.layers] == [(7, 2), (7, 14), (7, 14), (2, 14)]
+    assert sum(isinstance(bijection, ActNorm) for bijection in flow.bijections) == 6
+    assert max(flow.lipschitz_constants()) <= 0.6**4 + 1e-6
+    assert len(flow.lipschitz_constants()) == 5
+    assert not any(isinstance(m, ActNorm) for m in ResidualFlow(2, Exact(), actnorm=False).modules())
+
+
+class TestFlow:
+    def test_log_prob_is_the_change_of_variables(self) -> None:
+        flow = BIJECTIONS["flow, exact"](2).double().eval()
+        x = points(20, 2)
+        z, log_det = flow(x)
+        base = torch.distributions.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double())
+        torch.testing.assert_close(flow.log_prob(x), base.log_prob(z) + log_det)
+
+    def test_density_integrates_to_one(self) -> None:
+        torch.manual_seed(8)
+        flow = BIJECTIONS["flow, exact"](2).double().eval()
+        axis = torch.linspace(-60, 60, 1201, dtype=torch.float64)
+        x = torch.cartesian_prod(axis, axis)
+        with torch.no_grad():
+            total = sum(float(flow.log_prob(part).exp().sum()) for part in x.split(100_000)) * 0.1**2
+        assert total == pytest.approx(1, abs=1e-4)
+
+    def test_samples_repeat_with_the_generator(self) -> None:
+        flow: Flow = BIJECTIONS["flow, exact"](2).eval()
+        draws = [flow.sample(10, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.equal(draws[0], draws[2])
+        assert not draws[0].requires_grad
+
+    def test_inverse_path_leads_from_base_to_samples(self) -> None:
+        flow: Flow = BIJECTIONS["flow, exact"](2).eval()
+        z = flow.sample_base(10, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            path = list(flow.inverse_path(z))
+            assert len(path) == len(flow.bijections) + 1
+            assert torch.equal(path[0], z)
+            torch.testing.assert_close(path[-1], flow.inverse(z)[0])
+
+    def test_training_mode_estimates_and_evaluation_mode_is_exact(self) -> None:
+        torch.manual_seed(9)
+        flow, x = BIJECTIONS["flow, roulette, no actnorm"](2), points(5, 2, torch.float32)
+        assert not torch.equal(flow.train().log_prob(x), flow.train().log_prob(x))
+        assert torch.equal(flow.eval().log_prob(x), flow.eval().log_prob(x))
