@@ -26,9 +26,9 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
 
     With :math:`r = z - x - g(x)` and Lip(g) <= L < 1, the distance to the solution is at most
     :math:`\|r\| / (1 - L)`. Each sample stops when that bound is below `tolerance` times max(1, |z|), so what is
-    returned is guaranteed, however it was reached. It is reached by Newton steps :math:`x + (I + J)^{-1} r`. One that does not
-    shrink the residual by the factor L is taken back for the step of the fixed-point iteration (Behrmann et al.
-    2019, algorithm 1), :math:`x + r`, which always does: so the number of steps is bounded too.
+    returned is guaranteed, however it was reached. It is reached by Newton steps :math:`x + (I + J)^{-1} r`. One
+    that does not shrink the residual by the factor L is taken back for the step of the fixed-point iteration
+    (Behrmann et al. 2019, algorithm 1), :math:`x + r`, which always does: so the number of steps is bounded too.
 
     Raises:
         InverseError: L is not below one, `z` is not finite, or rounding keeps the bound above `tolerance`.
@@ -38,7 +38,7 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
         raise InverseError(f"the residual's Lipschitz constant is {L:.6g}, so that the block has no certified inverse")
     # In float64, since the rounding of r is divided by 1 - L as well.
     dtype = z.dtype if z.device.type == "mps" else torch.float64
-    weights = [(weight.to(dtype), bias.to(dtype)) for weight, bias in net.weights()]
+    g_of = net.normalize(dtype)
     z = z.to(dtype)
     if not torch.isfinite(z).all():
         raise InverseError("a point to invert is not finite")
@@ -51,7 +51,7 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
     limit = torch.full_like(enough, math.inf)
     steps, most_steps = 0, None
     while active.numel():
-        g, J = net.forward_with_jacobian(x, weights) if newton else (net(x, weights), None)
+        g, J = g_of.forward_with_jacobian(x) if newton else (g_of(x), None)
         r = z[active] - x - g
         norm = torch.linalg.vector_norm(r, dim=1)
         if most_steps is None:  # at worst every second step is taken back
@@ -63,7 +63,7 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
             finished = active[done]
             solution[finished] = x[done]
             log_det[finished] = log_det_plus_identity(
-                net.forward_with_jacobian(x[done], weights)[1] if J is None else J[done]
+                g_of.forward_with_jacobian(x[done])[1] if J is None else J[done]
             )
         keep = ~done
         active, steps = active[keep], steps + 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Annotated
 
 import torch
@@ -12,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arguments import OneOf, Range, checked
-from flows.activations import activation_names, make_activation
+from flows.activations import Activation, activation_names, make_activation
+from flows.fused import value_and_jacobian
 
-__all__ = ["LipschitzLinear", "LipschitzMLP", "power_iterate"]
+__all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "normalized_together", "power_iterate"]
 
 
 class LipschitzLinear(nn.Module):
@@ -38,6 +41,7 @@ class LipschitzLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.coeff = coeff
+        self.normalized: Tensor | None = None  # set by `normalized_together`
         # The usual initialisation of a linear layer. Its weights' largest singular value is near 1, so the
         # bound is active or nearly so from the start.
         plain = nn.Linear(n_in, n_out)
@@ -48,6 +52,8 @@ class LipschitzLinear(nn.Module):
 
     def normalized_weight(self) -> Tensor:
         r"""The weight in use, :math:`W c / \max(c, u^T W v)`, shape (n_out, n_in)."""
+        if self.normalized is not None:
+            return self.normalized
         sigma = torch.dot(self.u, torch.mv(self.weight, self.v))
         return self.weight * (self.coeff / sigma.clamp(min=self.coeff))
 
@@ -72,10 +78,7 @@ class LipschitzLinear(nn.Module):
 @torch.no_grad()
 def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
     """Move every layer's u and v by `n` power iterations, all layers of one shape in one batched product."""
-    by_shape: dict[torch.Size, list[LipschitzLinear]] = defaultdict(list)
-    for layer in layers:
-        by_shape[layer.weight.shape].append(layer)
-    for group in by_shape.values():
+    for group in _by_shape(layers):
         W = torch.stack([layer.weight for layer in group])
         v = torch.stack([layer.v for layer in group]).unsqueeze(-1)
         for _ in range(n):
@@ -83,6 +86,36 @@ def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
             v = functional.normalize(torch.bmm(W.mT, u), dim=1)
         torch._foreach_copy_([layer.u for layer in group], list(u.squeeze(-1)))
         torch._foreach_copy_([layer.v for layer in group], list(v.squeeze(-1)))
+
+
+@contextlib.contextmanager
+def normalized_together(layers: Iterable[LipschitzLinear]) -> Iterator[None]:
+    """While entered, `normalized_weight` of all `layers` comes from one batched computation for each shape.
+
+    For a training step: a graph of a few nodes, where one layer at a time would make a few nodes each.
+    """
+    groups = _by_shape(layers)
+    for group in groups:
+        W = torch.stack([layer.weight for layer in group])
+        u, v = torch.stack([layer.u for layer in group]), torch.stack([layer.v for layer in group])
+        coeff = torch.tensor([layer.coeff for layer in group], dtype=W.dtype).to(W.device, non_blocking=True)
+        sigma = (u.unsqueeze(1) @ W @ v.unsqueeze(2)).flatten()
+        scale = coeff / torch.maximum(sigma, coeff)
+        for layer, weight in zip(group, (W * scale[:, None, None]).unbind(), strict=True):
+            layer.normalized = weight
+    try:
+        yield
+    finally:
+        for group in groups:
+            for layer in group:
+                layer.normalized = None
+
+
+def _by_shape(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
+    groups: dict[torch.Size, list[LipschitzLinear]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.weight.shape].append(layer)
+    return list(groups.values())
 
 
 class LipschitzMLP(nn.Module):
@@ -111,41 +144,74 @@ class LipschitzMLP(nn.Module):
         sizes = [(dimensions, width), *[(hidden, width)] * (depth - 1), (hidden, dimensions)]
         self.layers = nn.ModuleList(LipschitzLinear(n_in, n_out, coeff) for n_in, n_out in sizes)
 
-    def weights(self) -> list[tuple[Tensor, Tensor]]:
-        """The normalized weight and the bias of every layer: all that a pass needs beside the activations."""
-        return [(layer.normalized_weight(), layer.bias) for layer in self.layers]
+    def normalize(self, dtype: torch.dtype | None = None) -> NormalizedMLP:
+        """The network as it stands, its weights normalized once for all passes. In training mode it is fused."""
+        weights = [(layer.normalized_weight(), layer.bias) for layer in self.layers]
+        if dtype is not None:
+            weights = [(weight.to(dtype), bias.to(dtype)) for weight, bias in weights]
+        return NormalizedMLP(weights, list(self.activations), fused=self.training)
 
-    def forward(self, x: Tensor, weights: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
-        """Return g(x), shapes (..., d) to (..., d). `weights` may be given to save normalizing them again."""
-        (first, bias), *others = weights or self.weights()
-        h = functional.linear(x, first, bias)
-        for activation, (weight, bias) in zip(self.activations, others, strict=True):
-            h = functional.linear(activation(h), weight, bias)
-        return h
+    def forward(self, x: Tensor) -> Tensor:
+        """Return g(x), shapes (batch, d) to (batch, d)."""
+        return self.normalize()(x)
 
-    def forward_with_jacobian(
-        self, x: Tensor, weights: list[tuple[Tensor, Tensor]] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Return g(x), shape (batch, d), and its Jacobian J, shape (batch, d, d), `J[:, i, j] = dg_i / dx_j`.
-
-        J is carried forward: d tangents go through the layers beside the value, so that no second pass is
-        needed and everything stays differentiable once more.
-        """
-        (first, bias), *others = weights or self.weights()
-        batch = x.shape[0]
-        h = functional.linear(x, first, bias)
-        tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
-        for activation, (weight, bias) in zip(self.activations, others, strict=True):
-            value, slope = activation.value_and_derivative(h)
-            repeat = tangents if activation.expansion == 1 else torch.cat([tangents] * activation.expansion, dim=-1)
-            h = functional.linear(value, weight, bias)
-            tangents = functional.linear(slope * repeat, weight)
-        return h, tangents.expand(-1, batch, -1).permute(1, 2, 0)
+    def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g(x) and its Jacobian: see :meth:`NormalizedMLP.forward_with_jacobian`."""
+        return self.normalize().forward_with_jacobian(x)
 
     def lipschitz(self) -> float:
         r"""A certified bound on Lip(g): the exact :math:`\sigma(\tilde W)` times the activations' constants."""
         singular_values = [layer.singular_value() for layer in self.layers]
         return math.prod(singular_values) * math.prod(activation.lipschitz for activation in self.activations)
+
+
+@dataclass(frozen=True)
+class NormalizedMLP:
+    """A :class:`LipschitzMLP` with its weights already normalized.
+
+    Attributes:
+        weights: normalized weight and bias of every layer.
+        activations: between the layers.
+        fused: compute `forward_with_jacobian` as one autograd node, differentiable once (`flows/fused.py`),
+            rather than by plain operations.
+    """
+
+    weights: list[tuple[Tensor, Tensor]]
+    activations: list[Activation]
+    fused: bool
+
+    def parameters(self) -> list[Tensor]:
+        """All that g depends on and may be differentiated by."""
+        return [
+            *(tensor for layer in self.weights for tensor in layer),
+            *(parameter for activation in self.activations for parameter in activation.parameters()),
+        ]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return g(x), shapes (batch, d) to (batch, d)."""
+        (first, bias), *others = self.weights
+        h = functional.linear(x, first, bias)
+        for activation, (weight, bias) in zip(self.activations, others, strict=True):
+            h = functional.linear(activation(h), weight, bias)
+        return h
+
+    def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g(x), shape (batch, d), and its Jacobian J, shape (batch, d, d), `J[:, i, j] = dg_i / dx_j`.
+
+        J is carried forward: d tangents go through the layers beside the value, so that no second pass is
+        needed and everything stays differentiable once more.
+        """
+        if self.fused and torch.is_grad_enabled():
+            return value_and_jacobian(x, self.weights, self.activations)
+        (first, bias), *others = self.weights
+        h = functional.linear(x, first, bias)
+        tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
+        for activation, (weight, bias) in zip(self.activations, others, strict=True):
+            value, slope = activation.value_and_derivative(h)
+            repeated = torch.cat([tangents] * activation.expansion, dim=-1)
+            h = functional.linear(value, weight, bias)
+            tangents = functional.linear(slope * repeated, weight)
+        return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
 
 
 def _float64(x: Tensor) -> Tensor:

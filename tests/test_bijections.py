@@ -158,7 +158,7 @@ class TestFixedPoint:
 
     def test_a_tolerance_beyond_the_rounding_is_an_error(self) -> None:
         with pytest.raises(InverseError, match="rounding"):
-            solve_fixed_point(residual_block(2).net, points(50, 2) * 1e6, 1e-14)
+            solve_fixed_point(residual_block(2).net, points(50, 2), 1e-18)
 
 
 def test_actnorm_starts_with_mean_zero_and_deviation_one() -> None:

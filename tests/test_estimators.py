@@ -227,7 +227,7 @@ def per_sample_gradients(estimator: LogDetEstimator, net: nn.Module, x: Tensor) 
 
     Every sample has its own copy of the matrix, and so its own draw.
     """
-    weights = net.weights()
+    weights = net.normalize().weights
     batch = x.shape[0]
 
     class Copied(nn.Module):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 
 from flows.activations import activation_names
-from flows.lipschitz import LipschitzLinear, LipschitzMLP, power_iterate
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, normalized_together, power_iterate
 
 
 def exact_sigma(weight: torch.Tensor) -> float:
@@ -101,8 +99,37 @@ def test_slopes_never_exceed_the_certificate(depth: int) -> None:
     assert net.lipschitz() == pytest.approx(0.95 ** (depth + 1), rel=1e-5)
 
 
-def test_weights_may_be_given_to_save_normalizing_them() -> None:
-    net = LipschitzMLP(2, 8, 2, 0.9, "elu").double()
-    x = torch.randn(5, 2).double()
-    frozen = copy.deepcopy(net)
-    torch.testing.assert_close(net(x, frozen.weights()), net(x))
+def test_normalizing_together_changes_nothing() -> None:
+    torch.manual_seed(6)
+    layers = [LipschitzLinear(*shape, c).double() for shape in [(2, 16), (16, 16), (16, 2)] for c in (0.5, 0.9, 0.999)]
+    readouts = [torch.randn_like(layer.weight) for layer in layers]
+
+    def loss() -> torch.Tensor:
+        return sum((layer.normalized_weight() * readout).sum() for layer, readout in zip(layers, readouts))
+
+    weights = [layer.weight for layer in layers]
+    apart, apart_gradients = loss(), torch.autograd.grad(loss(), weights)
+    with normalized_together(layers):
+        together = loss()
+        torch.testing.assert_close(torch.autograd.grad(together, weights), apart_gradients)
+    torch.testing.assert_close(together, apart)
+    assert all(layer.normalized is None for layer in layers)
+
+
+@pytest.mark.parametrize("activation", activation_names())
+@pytest.mark.parametrize("dimensions", [1, 2, 5])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_fused_pass_is_the_plain_one(dimensions: int, depth: int, activation: str) -> None:
+    """Values and every gradient of the one-node pass, against autograd through plain operations."""
+    torch.manual_seed(7)
+    net = LipschitzMLP(dimensions, 9, depth, 0.95, activation).double()
+    x = (torch.randn(11, dimensions).double() * 2).requires_grad_()
+    by_g, by_J = torch.randn(11, dimensions).double(), torch.randn(11, dimensions, dimensions).double()
+    found = []
+    for fused in (True, False):
+        g, J = net.train(fused).forward_with_jacobian(x)
+        loss = (g * by_g).sum() + (J * by_J).sum()
+        found.append((g, J, *torch.autograd.grad(loss, [x, *net.parameters()])))
+    assert "ValueAndJacobian" in str(net.train().forward_with_jacobian(x)[0].grad_fn)
+    for fused, plain in zip(*found, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=0, atol=1e-11)

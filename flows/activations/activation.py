@@ -32,3 +32,18 @@ class Activation(nn.Module):
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `forward(x)` and its derivative by the input of the same unit, both of the shape of `forward(x)`."""
         return torch.func.jvp(self.forward, (x,), (torch.ones_like(x),))
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Differentiate `value_and_derivative(x)`: from the gradients by both, those by `x` and by each parameter.
+
+        Args:
+            derivative: as returned by `value_and_derivative(x)`, to be used where it saves work.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            found = torch.autograd.grad(
+                self.value_and_derivative(x), (x, *self.parameters()), (grad_value, grad_derivative), allow_unused=True
+            )
+        return found[0], list(found[1:])

@@ -29,3 +29,14 @@ class CLipSwish(Activation):
         value, derivative = self.lipswish.value_and_derivative(torch.cat([x, -x], dim=-1))
         rising, falling = derivative.chunk(2, dim=-1)
         return value / 1.004, torch.cat([rising, -falling], dim=-1) / 1.004
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        sign = torch.ones_like(derivative)
+        sign[..., x.shape[-1] :] = -1
+        grad_both, grad_parameters = self.lipswish.pullback(
+            torch.cat([x, -x], dim=-1), sign * derivative * 1.004, grad_value / 1.004, sign * grad_derivative / 1.004
+        )
+        rising, falling = grad_both.chunk(2, dim=-1)
+        return rising - falling, grad_parameters

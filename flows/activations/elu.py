@@ -17,3 +17,9 @@ class ELU(Activation):
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return functional.elu(x), torch.exp(x.clamp(max=0.0))
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        # The second derivative is the first where x < 0, and zero elsewhere.
+        return derivative * torch.where(x < 0, grad_value + grad_derivative, grad_value), []

@@ -29,3 +29,16 @@ class LipSwish(Activation):
         u = functional.softplus(self.raw_beta) * x
         gate = torch.sigmoid(u)
         return x * gate / 1.1, gate * (1 + u * (1 - gate)) / 1.1
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        beta = functional.softplus(self.raw_beta)
+        u = beta * x
+        gate = torch.sigmoid(u)
+        slope_of_gate = torch.addcmul(gate, gate, gate, value=-1).div_(1.1)
+        # With s the gate: the second derivative is beta * curvature, and d(derivative)/dbeta is x * curvature.
+        curvature = torch.addcmul(u, u, gate, value=-2).add_(2).mul_(slope_of_gate).mul_(grad_derivative)
+        grad_x = torch.addcmul(grad_value * derivative, beta, curvature)
+        grad_beta = torch.dot(x.flatten(), torch.addcmul(curvature, slope_of_gate.mul_(x), grad_value).flatten())
+        return grad_x, [grad_beta * torch.sigmoid(self.raw_beta)]

@@ -22,3 +22,10 @@ class SinCos(Activation):
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sin, cos = torch.sin(x), torch.cos(x)
         return torch.cat([sin, cos], dim=-1), torch.cat([cos, -sin], dim=-1)
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        cos, minus_sin = derivative.chunk(2, dim=-1)
+        (by_sin, by_cos), (by_sin_slope, by_cos_slope) = grad_value.chunk(2, dim=-1), grad_derivative.chunk(2, dim=-1)
+        return torch.addcmul((by_sin - by_cos_slope) * cos, by_cos + by_sin_slope, minus_sin), []

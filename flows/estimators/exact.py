@@ -29,6 +29,6 @@ def log_det_plus_identity(J: Tensor) -> Tensor:
     No absolute value is needed: the eigenvalues of I + J have positive real parts, so the determinant is positive.
     """
     if J.shape[-1] == 2:
-        a, b, c, d = J[:, 0, 0], J[:, 0, 1], J[:, 1, 0], J[:, 1, 1]
+        a, b, c, d = J.flatten(1).unbind(1)
         return torch.log1p(a + d + (a * d - b * c))  # det(I + J) = 1 + tr J + det J
     return torch.linalg.slogdet(J + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)).logabsdet
