@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from plots.samples import draw_samples
 
 from arguments import ArgumentError, Range
 from atomic import write_atomically
-from plots.samples import draw_samples
 from training.command_line import command
 from training.configuration import build, choose_device
 from training.run_folder import load_run

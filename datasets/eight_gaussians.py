@@ -1,0 +1,47 @@
+"""Gaussians on a circle."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from arguments import Range, checked
+from datasets.target import TargetDensity, Window
+
+__all__ = ["EightGaussians"]
+
+DIVISOR = 1.414  # as in the literature: not the square root of two
+
+
+class EightGaussians(TargetDensity):
+    """Eight equal Gaussians at equal angles on a circle, everything divided by 1.414.
+
+    Args:
+        radius: of the circle, before the division.
+        noise: standard deviation of each Gaussian, before the division.
+    """
+
+    @checked
+    def __init__(self, radius: Annotated[float, Range(ge=0)] = 4.0, noise: Annotated[float, Range(gt=0)] = 0.5) -> None:
+        t = torch.arange(8, dtype=torch.float64) * (2 * math.pi / 8)
+        self.means = torch.stack([torch.cos(t), torch.sin(t)], dim=1) * (radius / DIVISOR)
+        self.radius, self.noise = radius, noise
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        mean = self.means[torch.randint(8, (n,), generator=generator)]
+        noise = torch.randn(n, 2, generator=generator, dtype=torch.float64) * (self.noise / DIVISOR)
+        return (mean + noise).float()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        y = x if x.device.type == "mps" else x.double()
+        variance = (self.noise / DIVISOR) ** 2
+        squares = ((y.unsqueeze(-2) - self.means.to(y)) ** 2).sum(-1)
+        return (torch.logsumexp(-squares / (2 * variance), dim=-1) - math.log(8 * 2 * math.pi * variance)).to(x.dtype)
+
+    @property
+    def window(self) -> Window:
+        half = math.ceil(2 * (self.radius + 4.5 * self.noise) / DIVISOR) / 2
+        return (-half, half), (-half, half)

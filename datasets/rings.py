@@ -1,0 +1,58 @@
+"""Concentric rings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from arguments import Range, checked
+from datasets.target import TargetDensity, Window
+
+__all__ = ["Rings"]
+
+
+class Rings(TargetDensity):
+    r"""Rings of equal mass around the origin, with Gaussian noise.
+
+    The density of a ring of radius R under noise s at a distance r from the origin is
+    :math:`\frac{1}{2\pi s^2} e^{-(r^2 + R^2) / 2s^2} I_0(rR / s^2)`, with the modified Bessel function.
+
+    Args:
+        radii: of the rings, before the scaling.
+        scale: by which the radii are multiplied.
+        noise: standard deviation of the noise, after the scaling.
+    """
+
+    @checked
+    def __init__(
+        self,
+        radii: Sequence[Annotated[float, Range(gt=0)]] = (0.25, 0.5, 0.75, 1.0),
+        scale: Annotated[float, Range(gt=0)] = 3.0,
+        noise: Annotated[float, Range(gt=0)] = 0.08,
+    ) -> None:
+        self.radii = torch.tensor(radii, dtype=torch.float64) * scale
+        self.noise = noise
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        ring = torch.randint(len(self.radii), (n,), generator=generator)
+        t = 2 * math.pi * torch.rand(n, generator=generator, dtype=torch.float64)
+        circle = torch.stack([torch.cos(t), torch.sin(t)], dim=1)
+        noise = self.noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        return (self.radii[ring].unsqueeze(1) * circle + noise).float()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        y = x if x.device.type == "mps" else x.double()
+        r = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
+        R, variance = self.radii.to(y), self.noise**2
+        # i0e(u) = e^-u I_0(u) leaves the exponent -(r - R)^2 / 2 s^2, which does not overflow.
+        log_ring = torch.special.i0e(r * R / variance).log() - (r - R) ** 2 / (2 * variance)
+        return (torch.logsumexp(log_ring, dim=-1) - math.log(2 * math.pi * variance * len(R))).to(x.dtype)
+
+    @property
+    def window(self) -> Window:
+        half = math.ceil(2 * (float(self.radii.max()) + 4.5 * self.noise)) / 2
+        return (-half, half), (-half, half)

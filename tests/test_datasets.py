@@ -1,0 +1,228 @@
+"""One contract for every density that `configs/data` offers: a new file there is tested without being named here."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from arguments import ArgumentError
+from datasets import TargetDensity
+from datasets.checkerboard import Checkerboard
+from datasets.eight_gaussians import EightGaussians
+from datasets.moons import Moons
+from datasets.rings import Rings
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "data").glob("*.yaml"))
+DRAWS = 400_000
+CELLS = 36  # along each side of the window; the checkerboard's edges fall between cells
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def density(request: pytest.FixtureRequest) -> TargetDensity:
+    return instantiate(OmegaConf.load(request.param))
+
+
+def grid(density: TargetDensity, n: int, wider: float = 1.0) -> tuple[torch.Tensor, float]:
+    """Midpoints of n x n cells of the window, `wider` times as wide, and the area of a cell."""
+    (left, right), (bottom, top) = density.window
+    margin = (wider - 1) / 2 * (right - left)
+    x = torch.linspace(left - margin, right + margin, 2 * n + 1, dtype=torch.float64)[1::2]
+    y = torch.linspace(bottom - margin, top + margin, 2 * n + 1, dtype=torch.float64)[1::2]
+    return torch.cartesian_prod(x, y), float(x[1] - x[0]) * float(y[1] - y[0])
+
+
+def chi_square_p_value(density: TargetDensity, samples: torch.Tensor) -> float:
+    """The chance of a histogram as far from `log_prob` as that of `samples`, were they drawn from it."""
+    points, area = grid(density, CELLS * 20)
+    mass = density.log_prob(points).exp().view(CELLS, 20, CELLS, 20).sum((1, 3)).numpy() * area
+    (left, right), (bottom, top) = density.window
+    counts, _, _ = np.histogram2d(*samples.double().numpy().T, CELLS, ((left, right), (bottom, top)))
+    expected = mass * len(samples)
+    many = expected >= 10  # the approximation's own condition; the rest is one cell more
+    observed = np.append(counts[many], len(samples) - counts[many].sum())
+    wanted = np.append(expected[many], len(samples) - expected[many].sum())
+    if wanted[-1] < 10:
+        observed, wanted = observed[:-1], wanted[:-1] * (observed[:-1].sum() / wanted[:-1].sum())
+    return scipy.stats.chisquare(observed, wanted).pvalue
+
+
+class TestContract:
+    def test_integrates_to_one(self, density: TargetDensity) -> None:
+        points, area = grid(density, 720, wider=2.0)
+        assert float(density.log_prob(points).exp().sum()) * area == pytest.approx(1, abs=1e-4)
+
+    def test_sampler_agrees_with_log_prob(self, density: TargetDensity) -> None:
+        samples = density.sample(DRAWS, torch.Generator().manual_seed(0))
+        assert chi_square_p_value(density, samples) > 1e-3
+
+    @pytest.mark.parametrize("scale", [0.98, 1.02])
+    def test_a_sampler_two_percent_off_would_be_found_out(self, density: TargetDensity, scale: float) -> None:
+        samples = density.sample(DRAWS, torch.Generator().manual_seed(0)) * scale
+        assert chi_square_p_value(density, samples) < 1e-6
+
+    def test_entropy_is_the_mean_of_minus_log_prob(self, density: TargetDensity) -> None:
+        log_p = density.log_prob(density.sample(DRAWS, torch.Generator().manual_seed(1)).double())
+        stderr = float(log_p.std()) / math.sqrt(DRAWS)
+        assert density.entropy == pytest.approx(-float(log_p.mean()), abs=4 * stderr + 1e-12)
+
+    def test_sampler_repeats_with_its_generator(self, density: TargetDensity) -> None:
+        draws = [density.sample(1000, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+        assert torch.equal(draws[0], draws[1])
+        assert not torch.equal(draws[0], draws[2])
+        assert draws[0].shape == (1000, 2)
+        assert draws[0].dtype == torch.float32
+
+    def test_shapes_and_dtypes(self, density: TargetDensity) -> None:
+        x = density.sample(12, torch.Generator().manual_seed(2))
+        assert density.log_prob(x).dtype == torch.float32
+        assert density.log_prob(x.double().view(3, 4, 2)).shape == (3, 4)
+        assert density.log_prob(x.double()).dtype == torch.float64
+        torch.testing.assert_close(density.log_prob(x).double(), density.log_prob(x.double()), rtol=1e-6, atol=1e-6)
+
+    def test_window_is_a_square_that_holds_the_mass(self, density: TargetDensity) -> None:
+        (left, right), (bottom, top) = density.window
+        assert right - left == top - bottom
+        x, y = density.sample(200_000, torch.Generator().manual_seed(3)).unbind(1)
+        inside = (x > left) & (x < right) & (y > bottom) & (y < top)
+        assert float(inside.double().mean()) >= 1 - 1e-4
+
+    def test_far_away_the_log_density_is_a_number_or_minus_infinity(self, density: TargetDensity) -> None:
+        log_p = density.log_prob(torch.tensor([[1e3, -1e3], [0.0, 1e4], [0.0, 0.0]], dtype=torch.float64))
+        assert not log_p.isnan().any()
+        assert (log_p < 10).all()
+
+
+ENTROPIES = {"moons": 2.395, "rings": 2.623, "checkerboard": math.log(32), "circles": 3.268, "8gaussians": 2.830}
+
+
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_entropies_of_the_design(name: str) -> None:
+    density = instantiate(OmegaConf.load(CONFIGS[0].parent / f"{name}.yaml"))
+    assert density.entropy == pytest.approx(ENTROPIES[name], abs=0.005)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
+def test_moons_against_adaptive_quadrature(noise: float) -> None:
+    s = 2 * noise
+
+    def log_prob_of_arc(x: np.ndarray, arc: Callable[[np.ndarray], np.ndarray]) -> float:
+        def exponent(t: np.ndarray) -> np.ndarray:
+            return -((x - arc(np.asarray(t)[..., None])) ** 2).sum(-1) / (2 * s**2)
+
+        t = np.linspace(0, np.pi, 20001)
+        best, largest = t[exponent(t).argmax()], exponent(t).max()
+        width = 20 * s / math.sqrt(max(np.linalg.norm(x), 1.0))
+        cuts = sorted({0.0, max(best - width, 0.0), best, min(best + width, np.pi), np.pi})
+        integral = sum(
+            scipy.integrate.quad(lambda t: np.exp(exponent(t) - largest), a, b, epsabs=0, epsrel=1e-11)[0]
+            for a, b in itertools.pairwise(cuts)
+        )
+        return math.log(integral / np.pi) + largest - math.log(2 * np.pi * s**2)
+
+    def upper(t: np.ndarray) -> np.ndarray:
+        return 2 * np.concatenate([np.cos(t), np.sin(t)], -1) + [-1, -0.2]
+
+    def lower(t: np.ndarray) -> np.ndarray:
+        return 2 * np.concatenate([1 - np.cos(t), 0.5 - np.sin(t)], -1) + [-1, -0.2]
+
+    points = np.concatenate(
+        [
+            Moons(noise).sample(20, torch.Generator().manual_seed(4)).double().numpy(),
+            np.random.default_rng(5).normal(size=(20, 2)) * 3,
+            np.array([[100.0, -40.0], [-1.0, 30.0], [-1.0, -0.2], [-1.0, -2.5], [1.0, 0.8]]),
+        ]
+    )
+    arcs = [[log_prob_of_arc(point, arc) for arc in (upper, lower)] for point in points]
+    expected = [np.logaddexp(*pair) - math.log(2) for pair in arcs]
+    np.testing.assert_allclose(Moons(noise).log_prob(torch.from_numpy(points)).numpy(), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_rings_against_an_average_of_gaussians() -> None:
+    density, points = Rings(radii=(0.5, 1.0), scale=2.0, noise=0.3), np.random.default_rng(6).normal(size=(30, 2)) * 2
+    t = np.arange(4000) * (2 * np.pi / 4000)  # periodic: the trapezoidal rule converges at once
+    circles = np.concatenate([R * np.stack([np.cos(t), np.sin(t)], 1) for R in (1.0, 2.0)])
+    squares = ((points[:, None] - circles) ** 2).sum(-1)
+    expected = np.log(np.exp(-squares / (2 * 0.09)).mean(1) / (2 * np.pi * 0.09))
+    np.testing.assert_allclose(density.log_prob(torch.from_numpy(points)).numpy(), expected, rtol=1e-11)
+
+
+def test_eight_gaussians_against_scipy() -> None:
+    points = np.random.default_rng(7).normal(size=(30, 2)) * 3
+    angles = np.arange(8) * np.pi / 4
+    expected = np.log(
+        np.mean(
+            [
+                scipy.stats.multivariate_normal.pdf(
+                    points * 1.414, [4 * np.cos(a), 4 * np.sin(a)], 0.25 * np.eye(2)
+                )
+                for a in angles
+            ],
+            axis=0,
+        )
+        * 1.414**2
+    )
+    np.testing.assert_allclose(EightGaussians().log_prob(torch.from_numpy(points)).numpy(), expected, rtol=1e-11)
+
+
+def test_checkerboard_sharp() -> None:
+    inside, outside = [[1.0, 1.0], [-3.0, 1.0], [3.0, 3.0], [-1.0, -1.0]], [[1.0, -1.0], [-1.0, 1.0], [4.1, 4.1]]
+    log_p = Checkerboard().log_prob(torch.tensor(inside + outside, dtype=torch.float64))
+    assert log_p.tolist() == [pytest.approx(-math.log(32))] * 4 + [-math.inf] * 3
+
+
+def test_checkerboard_blurred_against_convolution() -> None:
+    density, s = Checkerboard(noise=0.4), 0.4
+    points = np.random.default_rng(8).uniform(-6, 6, size=(40, 2))
+    squares = [(2 * i, 2 * j) for i in range(-2, 2) for j in range(-2, 2) if (i + j) % 2 == 0]
+
+    def share(x: np.ndarray, start: float) -> np.ndarray:
+        return scipy.stats.norm.cdf(x, start, s) - scipy.stats.norm.cdf(x, start + 2, s)
+
+    expected = sum(share(points[:, 0], a) * share(points[:, 1], b) for a, b in squares) / 32
+    found = density.log_prob(torch.from_numpy(points)).exp().numpy()
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "make", [Moons, lambda noise: Rings(noise=noise), Checkerboard, lambda noise: EightGaussians(noise=noise)]
+)
+def test_noise_changes_sampler_log_prob_and_entropy_together(make: Callable[[float], TargetDensity]) -> None:
+    small, large = make(0.15), make(0.3)
+    assert small.entropy < large.entropy
+    for density in (small, large):
+        assert chi_square_p_value(density, density.sample(DRAWS, torch.Generator().manual_seed(9))) > 1e-3
+    assert chi_square_p_value(small, large.sample(DRAWS, torch.Generator().manual_seed(9))) < 1e-6
+
+
+@pytest.mark.parametrize("noise", [0.003, 0.02])
+def test_entropy_converges_for_small_noise(noise: float) -> None:
+    """A thin ring's entropy is that of its circle and its cross section, up to the curvature."""
+    density = Rings(radii=(1.0,), scale=3.0, noise=noise)
+    expected = math.log(2 * math.pi * 3) + 0.5 * math.log(2 * math.pi * math.e * noise**2)
+    assert density.entropy == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("make", "setting"),
+    [
+        (lambda: Moons(noise=0), "noise"),
+        (lambda: Rings(radii=[]), "radii"),
+        (lambda: Rings(radii=[1.0, -1.0]), "radii"),
+        (lambda: Rings(scale=-1), "scale"),
+        (lambda: Checkerboard(noise=-0.1), "noise"),
+        (lambda: EightGaussians(noise="wide"), "noise"),
+    ],
+)
+def test_bad_arguments_are_refused_by_name(make: Callable[[], TargetDensity], setting: str) -> None:
+    with pytest.raises(ArgumentError, match=f"^{setting} accepts"):
+        make()
