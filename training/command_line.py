@@ -111,38 +111,31 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
         ArgumentError: an override names what there is not.
     """
     search = [f"hydra.searchpath=[file://{Path(extra_folder).resolve()}]"] if extra_folder else []
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        for override in _parse(overrides):
-            if override.is_delete():
-                raise ArgumentError(override.key_or_group, "a value, not its deletion", f"{override.input_line!r}")
-            if override.is_sweep_override():
-                raise ArgumentError(override.key_or_group, "one value, or several with -m", f"{override.input_line!r}")
-        try:
-            return hydra.compose(config_name, overrides + search, return_hydra_config=True)
-        except HydraException:
-            _explain(config_name, overrides, search)
-            raise
-
-
-def _explain(config_name: str, overrides: list[str], search: list[str]) -> None:
-    """Raise the error that a mistaken override deserves, if it is one of a name."""
-    choices = []
+    choices = []  # overrides that choose a file of a group
     for override in _parse(overrides):
         key, group = override.key_or_group, CONFIGS / override.key_or_group
+        if override.is_delete():
+            raise ArgumentError(key, "a value, not its deletion", repr(override.input_line))
+        if override.is_sweep_override():
+            raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
         if group.is_dir() and not search:
             names = sorted(path.stem for path in group.glob("*.yaml"))
             value = override.value()
             if value not in names:
                 raise ArgumentError(key, " | ".join(names), f"{value!r}{nearest(str(value), names)}")
             choices.append(override.input_line)
-    config = hydra.compose(config_name, choices + search, return_hydra_config=True)
-    known = _settings_of(config)
-    for override in _parse(overrides):
-        key = override.key_or_group
-        if key not in known and not (CONFIGS / key).is_dir():
-            ours = [name for name in known if not name.startswith("hydra.")]
-            suggestion = nearest(key, ours)
-            raise ArgumentError(key, "nothing: there is no such setting", f"{override.input_line!r}{suggestion}")
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            return hydra.compose(config_name, overrides + search, return_hydra_config=True)
+        except HydraException:
+            known = _settings_of(hydra.compose(config_name, choices + search, return_hydra_config=True))
+            for override in _parse(overrides):
+                key = override.key_or_group
+                if key not in known and override.input_line not in choices:
+                    suggestion = nearest(key, [name for name in known if not name.startswith("hydra.")])
+                    got = f"{override.input_line!r}{suggestion}"
+                    raise ArgumentError(key, "nothing: there is no such setting", got) from None
+            raise
 
 
 def _settings_of(node: DictConfig, prefix: str = "") -> list[str]:
