@@ -170,7 +170,7 @@ def test_truncation_error_obeys_its_bound(dimensions: int, n_terms: int) -> None
     net, x = make_net(dimensions, 0.9), points(50, dimensions)
     estimator = Truncated(n_terms, n_probes=dimensions)
     noise = estimator.draw_noise(x)
-    basis = torch.eye(dimensions, dtype=torch.float64).unsqueeze(1).expand_as(noise.probes) * math.sqrt(dimensions)
+    basis = torch.eye(dimensions, dtype=torch.float64).expand_as(noise.probes) * math.sqrt(dimensions)
     _, log_det = estimator(net, x, noise._replace(probes=basis))
     error = float((log_det - exact_log_det(net, x)).detach().abs().max())
     assert 0 < error <= truncation_bound(net.lipschitz(), n_terms, dimensions)

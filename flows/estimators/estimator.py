@@ -23,7 +23,7 @@ class Noise(NamedTuple):
     """Everything random in an estimate, so that an estimate can be made twice.
 
     Attributes:
-        probes: v of Hutchinson's estimator, shape (n_probes, batch, d).
+        probes: v of Hutchinson's estimator, shape (batch, n_probes, d).
         orders: N of the Russian roulette, shape (batch,) or (1,), on the host; None without a roulette.
     """
 

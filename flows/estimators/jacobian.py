@@ -25,7 +25,7 @@ class Jacobian(abc.ABC):
 
     @abc.abstractmethod
     def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
-        """Return w^T J, shape (probes, batch, d) like `w`; where not `differentiable`, without a graph."""
+        """Return w^T J, shape (batch, probes, d) like `w`; where not `differentiable`, without a graph."""
 
     @abc.abstractmethod
     def matrix(self) -> Tensor:
@@ -39,8 +39,7 @@ class DenseJacobian(Jacobian):
         self.value, self._matrix = net.forward_with_jacobian(x)
 
     def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
-        J = self._matrix if differentiable else self._matrix.detach()
-        return torch.matmul(w.unsqueeze(-2), J).squeeze(-2)
+        return torch.bmm(w, self._matrix if differentiable else self._matrix.detach())
 
     def matrix(self) -> Tensor:
         return self._matrix
@@ -61,11 +60,11 @@ class VjpJacobian(Jacobian):
             torch.autograd.grad(
                 self._value, self._x, row, retain_graph=True, create_graph=differentiable and self._keep_graph
             )[0]
-            for row in w
+            for row in w.unbind(1)
         ]
-        return torch.stack(products)
+        return torch.stack(products, dim=1)
 
     def matrix(self) -> Tensor:
         batch, d = self._value.shape
         basis = torch.eye(d, dtype=self._value.dtype, device=self._value.device)
-        return self.vecmat(basis.unsqueeze(1).expand(d, batch, d), differentiable=True).transpose(0, 1)
+        return self.vecmat(basis.expand(batch, d, d), differentiable=True)

@@ -30,7 +30,7 @@ Memory = Literal["standard", "saving"]
 class PowerSeries(LogDetEstimator):
     """A weighted power series with Hutchinson's trace estimator.
 
-    A subclass says how the series is cut: `series_weights` and `neumann_weights`, and, if at random, `draw_orders`.
+    A subclass says how the series is cut: `weights` and, if at random, `draw_orders`.
 
     Args:
         n_probes: m, probes v for each sample; the variance falls as 1/m.
@@ -47,19 +47,18 @@ class PowerSeries(LogDetEstimator):
         self.n_probes, self.probe, self.gradient, self.memory = n_probes, probe, gradient, memory
 
     @abc.abstractmethod
-    def series_weights(self, orders: Tensor | None) -> Tensor:
-        """Weights w_k of the terms k = 1, 2, ..., shape (terms, batch) or (terms, 1), float64 on the host."""
+    def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weights of the terms k = 1, 2, ... and, for the Neumann gradient, of the powers k = 0, 1, ...
 
-    @abc.abstractmethod
-    def neumann_weights(self, orders: Tensor | None) -> Tensor:
-        """Weights of the powers k = 0, 1, ... in the Neumann gradient, shaped like `series_weights`."""
+        Both of shape (batch, terms) or (1, terms), float64 on the host.
+        """
 
     def draw_orders(self, batch: int) -> Tensor | None:
         """Draw N of a random cut, on the host: the number of terms steers Python, which must not wait for a device."""
         return None
 
     def draw_noise(self, x: Tensor) -> Noise:
-        shape = (self.n_probes, *x.shape)
+        shape = (x.shape[0], self.n_probes, x.shape[1])
         if self.probe == "gaussian":
             probes = torch.randn(shape, dtype=x.dtype, device=x.device)
         else:
@@ -75,26 +74,33 @@ class PowerSeries(LogDetEstimator):
     def log_det(self, jacobian: Jacobian, noise: Noise) -> Tensor:
         neumann = self.gradient == "neumann" and torch.is_grad_enabled()
         v = noise.probes
-        weights = self.series_weights(noise.orders).to(v)
-        powers = [v]  # powers[k] = v^T J^k
-        for _ in range(len(weights)):
+        batch, probes, d = v.shape
+        of_terms, of_powers = self.weights(noise.orders)
+        last = of_terms.shape[1] if not neumann else max(of_terms.shape[1], of_powers.shape[1] - 1)
+        powers = [v]
+        for _ in range(last):
             powers.append(jacobian.vecmat(powers[-1], differentiable=not neumann))
-        k = torch.arange(1, len(weights) + 1, dtype=v.dtype, device=v.device).unsqueeze(1)
-        signs = 1 - 2 * ((k + 1) % 2)
-        traces = (torch.stack(powers[1:]) * v).sum(-1).mean(1)  # (terms, batch)
-        estimate = (weights * signs / k * traces).sum(0)
+        stacked = torch.stack(powers, dim=1).view(batch, last + 1, probes * d)  # v^T J^k at index k
+        traces = torch.bmm(stacked, v.reshape(batch, probes * d, 1)).squeeze(2) / probes  # of J^k, estimated
+        k = torch.arange(1, of_terms.shape[1] + 1, dtype=torch.float64, device="cpu")
+        signed = _alternate(of_terms / k).to(v)
+        estimate = (signed * traces[:, 1 : of_terms.shape[1] + 1]).sum(1)
         if not neumann:
             return estimate
 
         # d/dtheta log det(I + J) = E[sum_k (-1)^k w_k v^T J^k (dJ/dtheta) v]: the sum is a constant row vector,
         # and only its product with J has a graph.
-        weights = self.neumann_weights(noise.orders).to(v)
-        while len(powers) < len(weights):
-            powers.append(jacobian.vecmat(powers[-1], differentiable=False))
-        signs = 1 - 2 * (torch.arange(len(weights), device=v.device) % 2).to(v).unsqueeze(1)
-        row = ((weights * signs)[:, None, :, None] * torch.stack(powers[: len(weights)])).sum(0)
-        surrogate = (jacobian.vecmat(row.detach(), differentiable=True) * v).sum(-1).mean(0)
+        signed = _alternate(of_powers).to(v).expand(batch, -1).unsqueeze(1)
+        row = torch.bmm(signed, stacked[:, : of_powers.shape[1]]).view(batch, probes, d)
+        surrogate = (jacobian.vecmat(row, differentiable=True) * v).sum((1, 2)) / probes
         return surrogate + (estimate - surrogate).detach()  # the value of the estimate, the gradient of the surrogate
+
+
+def _alternate(weights: Tensor) -> Tensor:
+    """`weights`, shape (batch, terms), with the signs +, -, +, ..."""
+    signs = torch.ones(weights.shape[1], dtype=weights.dtype, device="cpu")
+    signs[1::2] = -1
+    return weights * signs
 
 
 class _BackwardInForward(torch.autograd.Function):

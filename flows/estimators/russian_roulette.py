@@ -62,14 +62,8 @@ class RussianRoulette(PowerSeries):
         tail = torch.special.gammainc(k.clamp(min=1), torch.full_like(k, self.rate))
         return torch.where(k >= 1, tail, 1.0)
 
-    def series_weights(self, orders: Tensor) -> Tensor:
-        return self._weights(orders)[1:]
-
-    def neumann_weights(self, orders: Tensor) -> Tensor:
-        return self._weights(orders)
-
-    def _weights(self, orders: Tensor) -> Tensor:
-        """Weights of the powers k = 0, 1, ..., shape (powers, batch): zero past a sample's own last term."""
-        last = self.n_exact_terms + orders
-        k = torch.arange(int(last.max()) + 1, dtype=torch.float64, device="cpu").unsqueeze(1)
-        return torch.where(k <= last, 1 / self.survival(k - self.n_exact_terms), 0.0)
+    def weights(self, orders: Tensor) -> tuple[Tensor, Tensor]:
+        last = self.n_exact_terms + orders.unsqueeze(1)  # each sample's own last term: its weights beyond are zero
+        k = torch.arange(int(last.max()) + 1, dtype=torch.float64, device="cpu")
+        weights = torch.where(k <= last, 1 / self.survival(k - self.n_exact_terms), 0.0)
+        return weights[:, 1:], weights

@@ -37,12 +37,10 @@ class Truncated(PowerSeries):
         super().__init__(n_probes, probe, gradient, memory, jacobian)
         self.n_terms = n_terms
 
-    def series_weights(self, orders: Tensor | None) -> Tensor:
-        return torch.ones(self.n_terms, 1, dtype=torch.float64)
-
-    def neumann_weights(self, orders: Tensor | None) -> Tensor:
+    def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
         # The gradient of tr(J^k) / k is tr(J^(k-1) dJ): n terms of the series have the powers 0 to n - 1.
-        return torch.ones(self.n_terms, 1, dtype=torch.float64)
+        ones = torch.ones(1, self.n_terms, dtype=torch.float64, device="cpu")
+        return ones, ones
 
 
 def truncation_bound(lipschitz: float, n_terms: int, dimensions: int) -> float:
