@@ -1,0 +1,73 @@
+"""density.gif: the learned density beside the target, a frame for each epoch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from plots.figure import Window, box, new_figure, pixels, style_axes
+from plots.gif import GifFile
+from plots.palette import DENSITY_LEVELS, DENSITY_MAP, GREYS, density_palette
+from plots.text import draw_text, to_grey_indices
+
+__all__ = ["DensityGif"]
+
+WIDTH, HEIGHT = 700, 392
+
+
+class DensityGif:
+    """Frames of the training animation, a few milliseconds each: the axes are drawn once, and a frame is an array.
+
+    Args:
+        path: of the GIF.
+        target: the target's density on a grid, per unit area, shape (rows, columns), the lowest y first.
+        window: the square that the grid covers.
+        title: what the animation is of.
+    """
+
+    def __init__(self, path: Path, target: np.ndarray, window: Window, title: str) -> None:
+        self.file = GifFile(path, density_palette())
+        self.top = float(target.max()) * 1.05
+        figure = new_figure(WIDTH, HEIGHT)
+        left, right = figure.add_axes((0.04, 0.06, 0.43, 0.77)), figure.add_axes((0.5, 0.06, 0.43, 0.77))
+        style_axes(left, window, "target density")
+        style_axes(right, window, "learned density")
+        right.set_yticklabels([])
+        shown = right.imshow(target, origin="lower", extent=(*window[0], *window[1]), vmin=0, vmax=self.top,
+                             cmap=DENSITY_MAP)  # fmt: skip
+        bar = figure.colorbar(shown, cax=figure.add_axes((0.938, 0.06, 0.014, 0.77)))
+        bar.ax.tick_params(labelsize=7, length=2, pad=2)
+        bar.outline.set(linewidth=0.4)
+        figure.text(0.04, 0.945, title, fontsize=11, va="center")
+        background = pixels(figure)
+        self._canvas = to_grey_indices(background)
+        self._place(box(left), target)
+        self._paint_bar(box(bar.ax))
+        self._learned = box(right)
+        # What changes from frame to frame: the right half, up to the colour bar.
+        self._part = slice(0, HEIGHT), slice(self._learned[0], self._learned[0] + self._learned[2])
+
+    def append(self, learned: np.ndarray, caption: str) -> None:
+        """Add a frame with the density `learned`, on the grid of the target."""
+        rows, columns = self._part
+        self._place(self._learned, learned)
+        strip = (columns.start, 4, columns.stop, 38)
+        draw_text(self._canvas, (columns.stop, 21), caption, size=14, anchor="rm", clear=strip)
+        if self.file.length == 0:
+            self.file.start(self._canvas, milliseconds=250)
+        else:
+            self.file.append(self._canvas[rows, columns], (columns.start, rows.start), milliseconds=250)
+
+    def _place(self, where: tuple[int, int, int, int], density: np.ndarray) -> None:
+        left, top, width, height = where
+        share = Image.fromarray(np.clip(density[::-1] / self.top, 0, 1).astype(np.float32))
+        smooth = np.asarray(share.resize((width, height), Image.Resampling.BILINEAR))
+        levels = GREYS + np.minimum(smooth * DENSITY_LEVELS, DENSITY_LEVELS - 1).astype(np.uint8)
+        self._canvas[top : top + height, left : left + width] = levels
+
+    def _paint_bar(self, where: tuple[int, int, int, int]) -> None:
+        left, top, width, height = where
+        levels = GREYS + np.linspace(DENSITY_LEVELS - 1, 0, height).astype(np.uint8)
+        self._canvas[top : top + height, left : left + width] = levels[:, None]

@@ -1,0 +1,88 @@
+"""The figure of an epoch: target, learned density, samples, and where the flow sends the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.patches import Circle
+
+from plots.figure import Window, new_figure, pixels, style_axes, write_png
+from plots.palette import DENSITY_MAP
+
+__all__ = ["EpochFigure"]
+
+BASE_WINDOW: Window = ((-4.0, 4.0), (-4.0, 4.0))
+POINT = {"linestyle": "none", "marker": ".", "markeredgewidth": 0}
+
+
+class EpochFigure:
+    """Four panels, built once: an epoch replaces the arrays alone.
+
+    Args:
+        target: the target's density on a grid, per unit area, shape (rows, columns), the lowest y first.
+        window: the square that the grid covers.
+        title: what the figure is of.
+        origin: points of the data, shape (n, 2), whose images in the base are shown.
+    """
+
+    def __init__(self, target: np.ndarray, window: Window, title: str, origin: np.ndarray) -> None:
+        self.title = title
+        self.figure = new_figure(1400, 408)
+        extent = (*window[0], *window[1])
+        top = float(target.max()) * 1.05
+        names = ["target density", "learned density", "samples of the model", "data carried to the base"]
+        self.axes = []
+        for index, name in enumerate(names):
+            axes = self.figure.add_axes((0.026 + 0.235 * index + 0.04 * (index > 1), 0.075, 0.212, 0.73))
+            style_axes(axes, window if index < 3 else BASE_WINDOW, name)
+            self.axes.append(axes)
+        shared = {"origin": "lower", "extent": extent, "cmap": DENSITY_MAP, "vmin": 0.0, "vmax": top}
+        self.axes[0].imshow(target, **shared)
+        self.learned = self.axes[1].imshow(np.zeros_like(target), **shared)
+        bar = self.figure.colorbar(self.learned, cax=self.figure.add_axes((0.481, 0.075, 0.008, 0.73)))
+        bar.ax.tick_params(labelsize=7, length=2, pad=2)
+        bar.outline.set(linewidth=0.4)
+        bar.set_label("probability per unit area", fontsize=7, labelpad=2)
+
+        self.samples = self.axes[2].plot([], [], markersize=1.8, color=colormaps[DENSITY_MAP](0.35), **POINT)[0]
+        # Coloured by where in the data they come from, so that one sees how the flow unfolds it.
+        colors = self._colors(origin, window)
+        self.images = self.axes[3].scatter(origin[:, 0], origin[:, 1], s=2.2, c=colors, linewidths=0)
+        for radius in (1, 2, 3):
+            circle = Circle((0, 0), radius, fill=False, linewidth=0.8, color="0.15", linestyle=(0, (4, 3)))
+            self.axes[3].add_patch(circle)
+            self.axes[3].annotate(f"{radius}σ", (0, radius), fontsize=7, ha="center", va="bottom", color="0.15")
+        self.heading = self.figure.text(0.5, 0.955, title, fontsize=12, ha="center", va="center")
+
+    @staticmethod
+    def _colors(origin: np.ndarray, window: Window) -> np.ndarray:
+        """A colour that changes smoothly over the window: hue from left to right, brightness from bottom to top."""
+        (left, right), (bottom, top) = window
+        across, up = (origin[:, 0] - left) / (right - left), (origin[:, 1] - bottom) / (top - bottom)
+        colors = colormaps["turbo"](0.08 + 0.84 * np.clip(across, 0, 1))
+        colors[:, :3] *= (0.55 + 0.45 * np.clip(up, 0, 1))[:, None]
+        return colors
+
+    def update(self, learned: np.ndarray, samples: np.ndarray, images: np.ndarray, subtitle: str) -> None:
+        """Show another model.
+
+        Args:
+            learned: its density, on the grid of the target.
+            samples: points, shape (n, 2).
+            images: of the points `origin`, in the base, shape (n, 2).
+            subtitle: follows the title.
+        """
+        self.learned.set_data(learned)
+        self.samples.set_data(samples[:, 0], samples[:, 1])
+        self.images.set_offsets(images)
+        self.heading.set_text(f"{self.title}   ·   {subtitle}")
+
+    def picture(self) -> np.ndarray:
+        """The figure as an array, shape (408, 1400, 3), uint8."""
+        return pixels(self.figure)
+
+    def save(self, path: Path) -> None:
+        """Write a PNG."""
+        write_png(path, self.picture())

@@ -1,0 +1,57 @@
+"""Matplotlib figures without pyplot: no global state, and never a display."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from atomic import write_atomically
+
+__all__ = ["Window", "box", "new_figure", "pixels", "style_axes", "write_png"]
+
+DPI = 100
+Window = tuple[tuple[float, float], tuple[float, float]]
+
+
+def new_figure(width: int, height: int) -> Figure:
+    """An empty white figure, measured in pixels."""
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def style_axes(axes: Axes, window: Window, title: str) -> None:
+    """Equal axes over `window`, with a title and few, small ticks."""
+    axes.set(xlim=window[0], ylim=window[1], aspect="equal")
+    axes.set_title(title, fontsize=10, pad=5)
+    axes.locator_params(nbins=5)
+    axes.tick_params(labelsize=7, length=2, pad=2, color="0.6", labelcolor="0.35")
+    for spine in axes.spines.values():
+        spine.set(linewidth=0.6, color="0.6")
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """Draw, and return the picture: shape (height, width, 3), uint8."""
+    figure.canvas.draw()
+    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+
+
+def write_png(path: Path, picture: np.ndarray) -> None:
+    """Write `picture`, shape (height, width, 3), uint8, so that the file is always whole."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=3)
+    write_atomically(path, buffer.getvalue())
+
+
+def box(axes: Axes) -> tuple[int, int, int, int]:
+    """Where the axes are in the picture, in whole pixels: left, top, width, height. The figure must be drawn."""
+    extent, height = axes.get_window_extent(), axes.figure.bbox.height
+    left, right = round(extent.x0), round(extent.x1)
+    top, bottom = round(height - extent.y1), round(height - extent.y0)
+    return left, top, right - left, bottom - top

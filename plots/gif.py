@@ -1,0 +1,88 @@
+"""GIF files that grow a frame at a time, at a cost that does not depend on how many came before."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from atomic import write_atomically
+
+__all__ = ["GifFile", "write_gif"]
+
+TRAILER = b";"
+
+
+class GifFile:
+    """A GIF of one palette, looping, that opens at any moment: each change replaces the file at once.
+
+    Old frames are never decoded: a new one is spliced in before the trailer.
+
+    Args:
+        path: the file.
+        palette: its colours, shape (at most 256, 3), uint8.
+    """
+
+    def __init__(self, path: Path, palette: np.ndarray) -> None:
+        self.path, self.palette = path, palette
+
+    @property
+    def length(self) -> int:
+        """The file's size in bytes; 0 if there is none."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def start(self, frame: np.ndarray, milliseconds: int) -> None:
+        """Begin the file with `frame`, the whole picture as palette indices, shape (height, width), uint8."""
+        write_atomically(self.path, _head(frame, self.palette) + _block(frame, (0, 0), milliseconds) + TRAILER)
+
+    def append(self, part: np.ndarray, corner: tuple[int, int], milliseconds: int) -> None:
+        """Add a frame that differs from the one before in `part`, whose upper left pixel is at `corner`, (x, y)."""
+        before = self.path.read_bytes()
+        write_atomically(self.path, before[: -len(TRAILER)] + _block(part, corner, milliseconds) + TRAILER)
+
+    def truncate(self, length: int) -> None:
+        """Take the file back to when it was `length` bytes long; 0 removes it."""
+        if length == 0:
+            self.path.unlink(missing_ok=True)
+        elif length < self.length:
+            write_atomically(self.path, self.path.read_bytes()[: length - len(TRAILER)] + TRAILER)
+
+
+def write_gif(path: Path, palette: np.ndarray, frames: Iterable[tuple[np.ndarray, int]]) -> None:
+    """Write a whole animation at once: `frames` are palette indices, shape (height, width), with milliseconds."""
+    parts: list[bytes] = []
+    before = None
+    for frame, milliseconds in frames:
+        if before is None:
+            parts += [_head(frame, palette), _block(frame, (0, 0), milliseconds)]
+        else:  # only the rectangle that changed, or one pixel where nothing did
+            rows, columns = np.nonzero((frame != before).any(1))[0], np.nonzero((frame != before).any(0))[0]
+            top, bottom = (rows[0], rows[-1] + 1) if len(rows) else (0, 1)
+            left, right = (columns[0], columns[-1] + 1) if len(columns) else (0, 1)
+            parts.append(_block(frame[top:bottom, left:right], (int(left), int(top)), milliseconds))
+        before = frame
+    write_atomically(path, b"".join([*parts, TRAILER]))
+
+
+def _head(frame: np.ndarray, palette: np.ndarray) -> bytes:
+    """Signature, screen, palette and the wish to loop for ever (GIF89a, sections 17 to 19; NETSCAPE2.0)."""
+    bits = max(int(np.ceil(np.log2(len(palette)))), 1)
+    height, width = frame.shape
+    screen = width.to_bytes(2, "little") + height.to_bytes(2, "little") + bytes([0xF0 | (bits - 1), 0, 0])
+    colors = palette.tobytes().ljust(3 << bits, b"\0")
+    return b"GIF89a" + screen + colors + b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
+
+
+def _block(part: np.ndarray, corner: tuple[int, int], milliseconds: int) -> bytes:
+    """One frame: how long it stands, where it goes, and its pixels (the same, sections 20 to 23)."""
+    control = b"\x21\xf9\x04\x04" + round(milliseconds / 10).to_bytes(2, "little") + b"\x00\x00"
+    height, width = part.shape
+    position = b"".join(number.to_bytes(2, "little") for number in (*corner, width, height))
+    # Pillow compresses: a grey picture's GIF is 13 + 768 bytes of head, then the descriptor of 10, then the pixels.
+    whole = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(part)).save(whole, "GIF", optimize=False)
+    compressed = whole.getvalue()[whole.getvalue().index(b"\x2c", 13 + 768) + 10 : -len(TRAILER)]
+    return control + b"\x2c" + position + b"\x00" + compressed

@@ -1,0 +1,43 @@
+"""The picture of a set of samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from plots.figure import Window, new_figure, pixels, style_axes, write_png
+from plots.palette import DENSITY_MAP
+
+__all__ = ["draw_samples"]
+
+MOST_POINTS = 20_000  # more would only cover each other
+
+
+def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: Window, title: str) -> None:
+    """Draw samples, coloured by their log-density, beside their histogram, and write a PNG.
+
+    Args:
+        samples: points, shape (n, 2).
+        log_prob: the model's log-density at each in nats, shape (n,).
+        window: the square that is shown.
+    """
+    figure = new_figure(1000, 480)
+    scatter, histogram = figure.add_axes((0.04, 0.07, 0.39, 0.8125)), figure.add_axes((0.53, 0.07, 0.39, 0.8125))
+    style_axes(scatter, window, "samples" if len(samples) <= MOST_POINTS else f"first {MOST_POINTS:,} samples")
+    style_axes(histogram, window, f"histogram of {len(samples):,} samples")
+    x, value = samples[:MOST_POINTS], log_prob[:MOST_POINTS]
+    low, high = np.quantile(value, [0.02, 1.0])
+    shown = scatter.scatter(x[:, 0], x[:, 1], s=1.5, c=value, cmap="viridis", vmin=low, vmax=high, linewidths=0)
+    bins = int(np.clip(np.sqrt(len(samples)), 20, 160))
+    counts, _, _ = np.histogram2d(samples[:, 0], samples[:, 1], bins, window)
+    area = (window[0][1] - window[0][0]) * (window[1][1] - window[1][0]) / bins**2
+    density = counts.T / (len(samples) * area)
+    image = histogram.imshow(density, origin="lower", extent=(*window[0], *window[1]), cmap=DENSITY_MAP)
+    for left, drawn, label in ((0.435, shown, "model's log p(x), nats"), (0.925, image, "samples per unit area")):
+        bar = figure.colorbar(drawn, cax=figure.add_axes((left, 0.07, 0.012, 0.8125)))
+        bar.ax.tick_params(labelsize=7, length=2, pad=2)
+        bar.outline.set(linewidth=0.4)
+        bar.set_label(label, fontsize=8, labelpad=3)
+    figure.text(0.5, 0.965, title, fontsize=12, ha="center", va="center")
+    write_png(path, pixels(figure))

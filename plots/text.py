@@ -1,0 +1,41 @@
+"""Text on pictures that are arrays of palette indices, the greys first."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from plots.palette import GREYS
+
+__all__ = ["WHITE", "draw_text", "to_grey_indices"]
+
+WHITE = GREYS - 1
+
+
+def to_grey_indices(picture: np.ndarray) -> np.ndarray:
+    """The nearest grey's index for each pixel of `picture`, shape (height, width, 3) to (height, width), uint8."""
+    return np.rint(picture.mean(axis=2) * (GREYS - 1) / 255).astype(np.uint8)
+
+
+def draw_text(
+    canvas: np.ndarray, at: tuple[int, int], text: str, size: int, anchor: str, clear: tuple[int, int, int, int]
+) -> None:
+    """Write `text` in black at `at`, (x, y), after whitening the rectangle `clear`: left, top, right, bottom.
+
+    Args:
+        anchor: Pillow's, such as "rm" for the right end and the middle of the line.
+    """
+    left, top, right, bottom = clear
+    strip = Image.new("L", (right - left, bottom - top), 255)
+    ImageDraw.Draw(strip).text((at[0] - left, at[1] - top), text, fill=0, font=_font(size), anchor=anchor)
+    canvas[top:bottom, left:right] = np.rint(np.asarray(strip) * ((GREYS - 1) / 255)).astype(np.uint8)
+
+
+@functools.cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    # The one font that is certainly there.
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)

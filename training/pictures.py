@@ -1,0 +1,82 @@
+"""The pictures of a run: what the flow is asked for, and where it is drawn."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets import TargetDensity
+from flows import Flow
+from plots.density_gif import DensityGif
+from plots.epoch_figure import EpochFigure
+from plots.transport import TransportGif
+from training.evaluation import Evaluation
+
+__all__ = ["Pictures"]
+
+GRID = 128  # points along each side of the window
+SAMPLES, TRANSPORTED = 3000, 1200
+GRID_LINES, GRID_POINTS = 17, 97  # lines each way, and points along each
+GRID_SIDE = 3.0  # the grid covers the base out to this many standard deviations
+
+
+class Pictures:
+    """Draws the figure and the two animations of a run folder after each epoch.
+
+    Args:
+        folder: the run folder.
+        target: the target density.
+        title: of the pictures.
+        device: where the flow is.
+    """
+
+    def __init__(self, folder: Path, target: TargetDensity, title: str, device: torch.device) -> None:
+        self.folder, window = folder, target.window
+        x, y = (torch.linspace(low, high, 2 * GRID + 1)[1::2] for low, high in window)  # midpoints of the pixels
+        rows, columns = torch.meshgrid(y, x, indexing="ij")
+        points = torch.stack([columns, rows], dim=-1).view(-1, 2)
+        density = target.log_prob(points.double()).exp().view(GRID, GRID).numpy()
+        self.points = points.to(device)
+        # The same points in every epoch, so that what moves is the flow.
+        generator = torch.Generator().manual_seed(0)
+        self.data = target.sample(SAMPLES, generator)
+        base = torch.randn(SAMPLES, 2, generator=generator)
+        self.base = torch.cat([base, _grid_lines()]).to(device)
+        self.figure = EpochFigure(density, window, title, self.data.numpy())
+        self.density_gif = DensityGif(folder / "density.gif", density, window, title)
+        widest = max(4.0, *(abs(bound) for bounds in window for bound in bounds))
+        self.transport_gif = TransportGif(folder / "transport.gif", ((-widest, widest), (-widest, widest)), title)
+
+    @property
+    def gif_length(self) -> int:
+        """Bytes of density.gif, for :meth:`rewind`."""
+        return self.density_gif.file.length
+
+    def rewind(self, gif_length: int) -> None:
+        """Take density.gif back to the epoch of a checkpoint."""
+        self.density_gif.file.truncate(gif_length)
+
+    @torch.no_grad()
+    def draw(self, flow: Flow, epoch: int, evaluation: Evaluation, seconds: float) -> None:
+        """Draw `flow`, which is in evaluation mode."""
+        learned = flow.log_prob(self.points).exp().view(GRID, GRID).cpu().numpy()
+        images = flow(self.data.to(self.points.device))[0].cpu().numpy()
+        path = np.stack([stage.cpu().numpy() for stage in flow.inverse_path(self.base)])
+
+        kl = f"KL {evaluation.kl:.4f} ± {evaluation.kl_stderr:.4f} nats"
+        subtitle = f"epoch {epoch}   ·   {kl}   ·   NLL {evaluation.nll:.3f} nats   ·   {seconds:.0f} s"
+        self.figure.update(learned, path[-1, :SAMPLES], images, subtitle)
+        self.figure.save(self.folder / "plots" / f"epoch_{epoch:04d}.png")
+        self.density_gif.append(learned, f"epoch {epoch}   KL {evaluation.kl:.3f} nats")
+        self.transport_gif.write(path[:, :TRANSPORTED], path[:, SAMPLES:])
+
+
+def _grid_lines() -> Tensor:
+    """Points along the lines of a square grid in the base, shape (2 * GRID_LINES * GRID_POINTS, 2)."""
+    across = torch.linspace(-GRID_SIDE, GRID_SIDE, GRID_LINES)
+    along = torch.linspace(-GRID_SIDE, GRID_SIDE, GRID_POINTS)
+    upright = torch.cartesian_prod(across, along)
+    return torch.cat([upright, upright.flip(1)])
