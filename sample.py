@@ -16,6 +16,7 @@ from atomic import write_atomically
 from plots.samples import draw_samples
 from training.command_line import command
 from training.configuration import build, choose_device
+from training.evaluation import log_prob
 from training.run_folder import load_run
 
 
@@ -37,9 +38,7 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
     run = load_run(Path(settings.run), "run", choose_device(settings.device))
     out = Path(settings.run if settings.out is None else settings.out)
     samples = run.flow.sample(settings.n, torch.Generator().manual_seed(settings.seed))
-    log_prob = torch.cat([run.flow.log_prob(x) for x in samples.split(65536)])
-
-    x, log_q = samples.cpu().numpy().astype(np.float32), log_prob.cpu().numpy().astype(np.float32)
+    x, log_q = samples.cpu().numpy().astype(np.float32), log_prob(run.flow, samples).cpu().numpy().astype(np.float32)
     try:
         out.mkdir(parents=True, exist_ok=True)
         _write(out / f"samples.{settings.format}", x, "x,y")

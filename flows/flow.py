@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
+from flows.actnorm import ActNorm
 from flows.bijection import Bijection
 
 __all__ = ["Flow"]
@@ -56,12 +57,19 @@ class Flow(Bijection):
         return torch.randn(n, self.dimensions, generator=generator, device="cpu").to(like)
 
     @torch.no_grad()
-    def inverse_path(self, z: Tensor) -> Iterator[Tensor]:
-        """Yield the points `z`, shape (n, d), then where they are after each bijection on the way to data."""
-        yield z
+    def inverse_path(self, z: Tensor) -> list[Tensor]:
+        """Where the points `z`, shape (n, d), are on their way to data: at the base, then after each bijection.
+
+        ActNorm, an affine map, is no stage of its own: it is taken together with the block beside it.
+        """
+        path = [z]
         for bijection in reversed(self.bijections):
             z = bijection.inverse(z)[0]
-            yield z
+            if not isinstance(bijection, ActNorm):
+                path.append(z)
+            elif len(path) > 1:
+                path[-1] = z
+        return path
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:

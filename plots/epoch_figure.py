@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
-from plots.figure import Window, new_figure, pixels, style_axes, write_png
+from plots.figure import Window, new_figure, style_axes, write_png
 from plots.palette import DENSITY_MAP
 
 __all__ = ["EpochFigure"]
@@ -29,32 +31,42 @@ class EpochFigure:
 
     def __init__(self, target: np.ndarray, window: Window, title: str, origin: np.ndarray) -> None:
         self.title = title
-        self.figure = new_figure(1400, 408)
+        self.figure = new_figure(1400, 390)
         extent = (*window[0], *window[1])
         top = float(target.max()) * 1.05
         names = ["target density", "learned density", "samples of the model", "data carried to the base"]
         self.axes = []
         for index, name in enumerate(names):
-            axes = self.figure.add_axes((0.026 + 0.235 * index + 0.04 * (index > 1), 0.075, 0.212, 0.73))
+            axes = self.figure.add_axes((0.026 + 0.235 * index + 0.04 * (index > 1), 0.07, 0.212, 0.76))
             style_axes(axes, window if index < 3 else BASE_WINDOW, name)
             self.axes.append(axes)
         shared = {"origin": "lower", "extent": extent, "cmap": DENSITY_MAP, "vmin": 0.0, "vmax": top}
         self.axes[0].imshow(target, **shared)
         self.learned = self.axes[1].imshow(np.zeros_like(target), **shared)
-        bar = self.figure.colorbar(self.learned, cax=self.figure.add_axes((0.481, 0.075, 0.008, 0.73)))
+        bar = self.figure.colorbar(self.learned, cax=self.figure.add_axes((0.481, 0.07, 0.008, 0.76)))
         bar.ax.tick_params(labelsize=7, length=2, pad=2)
         bar.outline.set(linewidth=0.4)
         bar.set_label("probability per unit area", fontsize=7, labelpad=2)
 
-        self.samples = self.axes[2].plot([], [], markersize=1.8, color=colormaps[DENSITY_MAP](0.35), **POINT)[0]
+        color = colormaps[DENSITY_MAP](0.35)
+        self.samples = self.axes[2].plot([], [], markersize=2.6, alpha=0.8, color=color, **POINT)[0]
         # Coloured by where in the data they come from, so that one sees how the flow unfolds it.
         colors = self._colors(origin, window)
-        self.images = self.axes[3].scatter(origin[:, 0], origin[:, 1], s=2.2, c=colors, linewidths=0)
-        for radius in (1, 2, 3):
-            circle = Circle((0, 0), radius, fill=False, linewidth=0.8, color="0.15", linestyle=(0, (4, 3)))
-            self.axes[3].add_patch(circle)
-            self.axes[3].annotate(f"{radius}σ", (0, radius), fontsize=7, ha="center", va="bottom", color="0.15")
-        self.heading = self.figure.text(0.5, 0.955, title, fontsize=12, ha="center", va="center")
+        self.images = self.axes[3].scatter(origin[:, 0], origin[:, 1], s=4, c=colors, linewidths=0)
+        self.heading = self.figure.text(0.5, 0.957, title, fontsize=12, ha="center", va="center")
+        circles = [self._circle(self.axes[3], radius) for radius in (1, 2, 3)]
+        # All the rest is drawn once.
+        self._moving = [self.learned, self.samples, self.images, *(part for circle in circles for part in circle)]
+        for artist in [*self._moving, self.heading]:
+            artist.set_animated(True)
+        self.figure.canvas.draw()
+        self._still = self.figure.canvas.copy_from_bbox(self.figure.bbox)
+
+    @staticmethod
+    def _circle(axes: Axes, radius: int) -> tuple[Artist, Artist]:
+        circle = Circle((0, 0), radius, fill=False, linewidth=0.8, color="0.15", linestyle=(0, (4, 3)))
+        label = axes.annotate(f"{radius}σ", (0, radius), fontsize=7, ha="center", va="bottom", color="0.15")
+        return axes.add_patch(circle), label
 
     @staticmethod
     def _colors(origin: np.ndarray, window: Window) -> np.ndarray:
@@ -80,8 +92,13 @@ class EpochFigure:
         self.heading.set_text(f"{self.title}   ·   {subtitle}")
 
     def picture(self) -> np.ndarray:
-        """The figure as an array, shape (408, 1400, 3), uint8."""
-        return pixels(self.figure)
+        """The figure as an array, shape (height, width, 3), uint8."""
+        canvas = self.figure.canvas
+        canvas.restore_region(self._still)
+        for artist in self._moving:
+            artist.axes.draw_artist(artist)
+        self.figure.draw_artist(self.heading)
+        return np.asarray(canvas.buffer_rgba())[..., :3]
 
     def save(self, path: Path) -> None:
         """Write a PNG."""

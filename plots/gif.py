@@ -83,6 +83,6 @@ def _block(part: np.ndarray, corner: tuple[int, int], milliseconds: int) -> byte
     position = b"".join(number.to_bytes(2, "little") for number in (*corner, width, height))
     # Pillow compresses: a grey picture's GIF is 13 + 768 bytes of head, then the descriptor of 10, then the pixels.
     whole = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(part)).save(whole, "GIF", optimize=False)
+    Image.fromarray(np.ascontiguousarray(part)).save(whole, "GIF", optimize=False, interlace=False)
     compressed = whole.getvalue()[whole.getvalue().index(b"\x2c", 13 + 768) + 10 : -len(TRAILER)]
     return control + b"\x2c" + position + b"\x00" + compressed

@@ -16,6 +16,7 @@ __all__ = ["TransportGif"]
 
 SIZE, HEIGHT = 480, 508
 LINE_GREY = 11  # of the palette's greys
+REFINEMENT = 6  # pixels of a line for each of its points
 FRAMES, FRAME_MILLISECONDS, FIRST_MILLISECONDS, LAST_MILLISECONDS = 48, 60, 700, 1800
 DISK = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1) if abs(dy) + abs(dx) < 2]  # a point, in pixels
 
@@ -35,6 +36,8 @@ class TransportGif:
         axes = figure.add_axes((0.06, 0.05, 0.92, 0.92 * SIZE / HEIGHT))
         style_axes(axes, window, "")
         figure.text(0.06, 0.965, title, fontsize=11, va="center")
+        figure.text(0.97, 0.055, "stages between the ends are shifted and scaled to fit", fontsize=7, ha="right",
+                    va="bottom", color="0.5")  # fmt: skip
         self._background = to_grey_indices(pixels(figure))
         self._box = box(axes)
 
@@ -43,12 +46,13 @@ class TransportGif:
 
         Args:
             points: samples at every stage, the base first: shape (stages, n, 2).
-            lines: points along the grid's lines at every stage, close enough to look like lines: (stages, m, 2).
+            lines: points along the grid's lines at every stage: shape (stages, lines, points, 2).
         """
         write_gif(self.path, point_palette(), self._frames(points, lines))
 
     def _frames(self, points: np.ndarray, lines: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         colors, last = color_of_angle(points[0]), len(points) - 1
+        lines = _refine(lines)
         left, _, width, _ = self._box
         for frame in range(FRAMES + 1):
             # A block moves a point along a straight line, from x to x + g(x): so the way between stages is linear.
@@ -77,3 +81,10 @@ class TransportGif:
         color = colors[inside] if isinstance(colors, np.ndarray) else colors
         for dy, dx in shape:
             canvas[row + dy, column + dx] = color
+
+
+def _refine(lines: np.ndarray) -> np.ndarray:
+    """Points along the lines, close enough to look like lines: shape (stages, lines, points, 2) to (stages, n, 2)."""
+    shares = np.arange(REFINEMENT)[:, None] / REFINEMENT
+    between = lines[:, :, :-1, None] * (1 - shares) + lines[:, :, 1:, None] * shares
+    return between.reshape(len(lines), -1, 2)

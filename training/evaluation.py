@@ -11,9 +11,9 @@ from torch import Tensor
 from datasets import TargetDensity
 from flows import Flow
 
-__all__ = ["Evaluation", "HeldOut", "evaluate"]
+__all__ = ["Evaluation", "HeldOut", "evaluate", "log_prob"]
 
-CHUNK = 16384  # points a pass, so that a large held-out set needs no more memory than a small one
+CHUNK = 2048  # points a pass: what stays in a CPU's cache is faster, and memory does not grow with the points
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,12 @@ class Evaluation:
 
 
 @torch.no_grad()
+def log_prob(flow: Flow, x: Tensor) -> Tensor:
+    """The log-density of any number of points, shape (n, d) to (n,), in nats, without a graph."""
+    return torch.cat([flow.log_prob(part) for part in x.split(CHUNK if x.device.type == "cpu" else 32 * CHUNK)])
+
+
+@torch.no_grad()
 def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Evaluation:
     """Evaluate `flow`, left in evaluation mode, without moving the random state.
 
@@ -73,7 +79,7 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Ev
         subset: points for `inverse_error`, `logdet_bias` and `logdet_std`.
     """
     flow.eval()
-    difference = held_out.log_prob - torch.cat([flow.log_prob(x).cpu().double() for x in held_out.x.split(CHUNK)])
+    difference = held_out.log_prob - log_prob(flow, held_out.x).cpu().double()
     kl = float(difference.mean())
     stderr = float(difference.std()) / math.sqrt(len(difference))
 

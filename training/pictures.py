@@ -13,13 +13,13 @@ from flows import Flow
 from plots.density_gif import DensityGif
 from plots.epoch_figure import EpochFigure
 from plots.transport import TransportGif
-from training.evaluation import Evaluation
+from training.evaluation import Evaluation, log_prob
 
 __all__ = ["Pictures"]
 
 GRID = 128  # points along each side of the window
-SAMPLES, TRANSPORTED = 3000, 1200
-GRID_LINES, GRID_POINTS = 17, 97  # lines each way, and points along each
+SAMPLES = 2000
+GRID_LINES, GRID_POINTS = 13, 49  # lines each way, and points along each
 GRID_SIDE = 3.0  # the grid covers the base out to this many standard deviations
 
 
@@ -62,16 +62,30 @@ class Pictures:
     @torch.no_grad()
     def draw(self, flow: Flow, epoch: int, evaluation: Evaluation, seconds: float) -> None:
         """Draw `flow`, which is in evaluation mode."""
-        learned = flow.log_prob(self.points).exp().view(GRID, GRID).cpu().numpy()
+        learned = log_prob(flow, self.points).exp().view(GRID, GRID).cpu().numpy()
         images = flow(self.data.to(self.points.device))[0].cpu().numpy()
-        path = np.stack([stage.cpu().numpy() for stage in flow.inverse_path(self.base)])
+        path = torch.stack(flow.inverse_path(self.base)).cpu().numpy()
 
         kl = f"KL {evaluation.kl:.4f} ± {evaluation.kl_stderr:.4f} nats"
         subtitle = f"epoch {epoch}   ·   {kl}   ·   NLL {evaluation.nll:.3f} nats   ·   {seconds:.0f} s"
         self.figure.update(learned, path[-1, :SAMPLES], images, subtitle)
         self.figure.save(self.folder / "plots" / f"epoch_{epoch:04d}.png")
         self.density_gif.append(learned, f"epoch {epoch}   KL {evaluation.kl:.3f} nats")
-        self.transport_gif.write(path[:, :TRANSPORTED], path[:, SAMPLES:])
+        fitted = _fit(path, SAMPLES)
+        lines = fitted[:, SAMPLES:].reshape(len(path), 2 * GRID_LINES, GRID_POINTS, 2)
+        self.transport_gif.write(fitted[:, :SAMPLES], lines)
+
+
+def _fit(path: np.ndarray, n: int) -> np.ndarray:
+    """Shift and scale every stage so that its first `n` points go from the base's size to the data's steadily.
+
+    Inside the flow only shape means something: the next ActNorm undoes any shift and scale.
+    """
+    means, sizes = path[:, :n].mean(axis=1, keepdims=True), path[:, :n].std(axis=(1, 2), keepdims=True)
+    share = np.linspace(0, 1, len(path))[:, None, None]
+    steady_mean = (1 - share) * means[0] + share * means[-1]
+    steady_size = sizes[0] ** (1 - share) * sizes[-1] ** share
+    return steady_mean + (path - means) / sizes * steady_size
 
 
 def _grid_lines() -> Tensor:
