@@ -15,6 +15,9 @@ from training.command_line import command
 from training.configuration import build, choose_device
 from training.run_folder import describe, open_folder
 
+RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "device")
+"""What may change with `resume=`."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -53,4 +56,4 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
 
 
 if __name__ == "__main__":
-    command(train, Settings, "train", resumable=("trainer.epochs", "trainer.max_seconds", "device"))
+    command(train, Settings, "train", RESUMABLE)

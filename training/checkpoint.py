@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from arguments import ArgumentError
 from atomic import write_atomically
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["belonging_together", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
 
@@ -37,10 +39,20 @@ def load_checkpoint(folder: Path, setting: str) -> dict[str, Any]:
     if not path.is_file():
         raise ArgumentError(setting, accepts, f"{str(folder)!r}, which has no checkpoint.pt")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
+        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which cannot be read: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which is not a checkpoint of format {FORMAT}")
     return state
+
+
+@contextlib.contextmanager
+def belonging_together(folder: Path, setting: str) -> Iterator[None]:
+    """Turn what fails inside, on a checkpoint that is not of the configuration beside it, into an ArgumentError."""
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        accepts = "a folder whose checkpoint.pt and config.yaml belong together"
+        raise ArgumentError(setting, accepts, f"{str(folder)!r}") from error

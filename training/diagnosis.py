@@ -25,7 +25,8 @@ def diagnose(flow: Flow, x: Tensor) -> str:
     flow.eval()
     for index, bijection in enumerate(flow.bijections):
         x, log_det = bijection(x)
-        if torch.isfinite(x).all() and torch.isfinite(log_det).all():
+        # Squared, because the base's log-density squares: what overflows there need not be infinite here.
+        if torch.isfinite(x * x).all() and torch.isfinite(log_det).all():
             continue
         name, norm = max(
             ((name, float(torch.linalg.vector_norm(parameter))) for name, parameter in bijection.named_parameters()),
@@ -33,7 +34,7 @@ def diagnose(flow: Flow, x: Tensor) -> str:
         )
         what = "output" if torch.isfinite(log_det).all() else "log-determinant"
         return (
-            f"the {what} of bijections.{index} ({type(bijection).__name__}) is not finite; "
+            f"the {what} of bijections.{index} ({type(bijection).__name__}) leaves the range of numbers; "
             f"its largest parameter is {name}, of norm {norm:.3g}"
         )
     return "the exact NLL of the batch is finite, so the estimator's draw of the log-determinant was not"

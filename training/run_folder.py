@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from arguments import ArgumentError
 from flows import Flow
-from training.checkpoint import load_checkpoint
+from training.checkpoint import belonging_together, load_checkpoint
 from training.configuration import build, check_config, load_config, save_config
 
 __all__ = ["LoadedRun", "describe", "load_run", "open_folder"]
@@ -94,10 +94,6 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
     check_config(config)
     flow = build(config.flow, dimensions=2)
     state = load_checkpoint(folder, setting)
-    try:
+    with belonging_together(folder, setting):
         flow.load_state_dict(state["learner"]["average"])
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise ArgumentError(
-            setting, "a folder whose checkpoint.pt and config.yaml belong together", f"{str(folder)!r}"
-        ) from error
     return LoadedRun(flow.to(device or "cpu").eval().requires_grad_(False), config)

@@ -21,7 +21,7 @@ from arguments import Range, checked
 from atomic import write_atomically
 from datasets import TargetDensity
 from flows import Flow
-from training.checkpoint import load_checkpoint, save_checkpoint
+from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
 from training.diagnosis import NonFiniteLossError, diagnose
 from training.evaluation import HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
@@ -123,6 +123,8 @@ class Trainer:
         """
         if resume:
             self._restore()
+            if self.progress.epoch >= self.epochs:
+                print(f"this run has done its {self.epochs} epochs; a larger trainer.epochs=... trains longer")
         else:
             first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
             self.learner.initialize(first.to(self.device))
@@ -259,11 +261,12 @@ class Trainer:
 
     def _restore(self) -> None:
         state = load_checkpoint(self.folder, "resume")
-        self.learner.load_state_dict(state["learner"])
-        self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["random_state"]["cpu"])
-        if self.device.type == "cuda" and "cuda" in state["random_state"]:
-            torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
+        with belonging_together(self.folder, "resume"):
+            self.learner.load_state_dict(state["learner"])
+            self.progress = Progress(**state["progress"])
+            torch.set_rng_state(state["random_state"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in state["random_state"]:
+                torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
         # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
         if self.progress.rows:
             self._write_metrics()

@@ -1,0 +1,36 @@
+# make train               the default: flow=resflow data=moons
+# make train ARGS="flow=iresnet data=rings"
+# make test                what the project checks of itself
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?= flow=resflow data=moons
+
+.PHONY: help train test clean
+
+help:
+	@sed -n '1,3s/^# //p' Makefile
+
+train: $(VENV)/.installed
+	$(VENV)/bin/python train.py $(ARGS)
+
+test: $(VENV)/.installed-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/python -m pytest
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/pip
+	$(VENV)/bin/pip install --quiet -r requirements-dev.txt
+	@touch $@ $(VENV)/.installed
+
+# Some systems split ensurepip from Python; there the system's own pip, if there is one, fills the new environment.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or newer is needed; try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV) || \
+		{ $(PYTHON) -m venv --without-pip --clear $(VENV) && $(PYTHON) -m pip --python $(VENV)/bin/python install pip; }
+
+clean:
+	rm -rf $(VENV)

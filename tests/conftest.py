@@ -1,0 +1,93 @@
+"""The commands as functions: real arguments in, exit status, output and files out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+import sample
+import train
+from training.command_line import command
+
+PROJECT = Path(__file__).resolve().parent.parent
+TINY = (
+    "flow.blocks=2", "flow.width=8", "trainer.epochs=2", "trainer.steps_per_epoch=5", "trainer.batch_size=32",
+    "trainer.held_out=500", "device=cpu",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def summary(self) -> dict:
+        return json.loads((self.folder / "summary.json").read_text())
+
+    @property
+    def rows(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv, the columns of time aside: those differ from run to run."""
+        header, *lines = (self.folder / "metrics.csv").read_text().splitlines()
+        rows = [dict(zip(header.split(","), line.split(","))) for line in lines]
+        return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+    @property
+    def checkpoint(self) -> dict:
+        return torch.load(self.folder / "checkpoint.pt", weights_only=True)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Tiny networks are faster so, and tests in parallel do not fight."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """`run("train", *overrides, folder=...)` runs a command in this process, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(script: str, *arguments: str, folder: Path | None = None) -> Result:
+        if script == "train" and folder is not None:
+            arguments = (*arguments, f"hydra.run.dir={folder}")
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        capfd.readouterr()
+        status = 0
+        try:
+            if script == "train":
+                command(train.train, train.Settings, "train", train.RESUMABLE)
+            else:
+                command(sample.sample, sample.Settings, "sample")
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capfd.readouterr()
+        return Result(status, out, err, folder or tmp_path)
+
+    return run_command
+
+
+def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen:
+    """Start a command in a process of its own, as a person would."""
+    return subprocess.Popen(
+        [sys.executable, str(PROJECT / f"{script}.py"), *arguments],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )

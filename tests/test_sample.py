@@ -1,0 +1,73 @@
+"""sample.py as people use it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import TINY, Result
+from training.run_folder import load_run
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def trained(run: Run, tmp_path: Path) -> Path:
+    assert run("train", *TINY, "trainer.plots=false", folder=tmp_path / "run").status == 0
+    return tmp_path / "run"
+
+
+def test_samples_and_their_log_density(run: Run, trained: Path) -> None:
+    result = run("sample", f"run={trained}", "n=500")
+    assert result.status == 0, result.err
+    samples, log_prob = np.load(trained / "samples.npy"), np.load(trained / "log_prob.npy")
+    assert (samples.shape, samples.dtype) == ((500, 2), np.float32)
+    assert log_prob.shape == (500,)
+    flow = load_run(trained).flow
+    with torch.no_grad():
+        np.testing.assert_allclose(flow.log_prob(torch.from_numpy(samples)).numpy(), log_prob, atol=1e-5)
+    Image.open(trained / "samples.png").load()
+
+
+def test_csv_holds_the_same_numbers(run: Run, trained: Path, tmp_path: Path) -> None:
+    run("sample", f"run={trained}", "n=50")
+    assert run("sample", f"run={trained}", "n=50", "format=csv", f"out={tmp_path}/new/folder").status == 0
+    folder = tmp_path / "new" / "folder"
+    for name, header in (("samples", "x,y"), ("log_prob", "log_prob")):
+        assert (folder / f"{name}.csv").read_text().splitlines()[0] == header
+        table = np.loadtxt(folder / f"{name}.csv", delimiter=",", skiprows=1, dtype=np.float32)
+        np.testing.assert_array_equal(table, np.load(trained / f"{name}.npy"))
+
+
+def test_the_seed_decides(run: Run, trained: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run("sample", f"run={trained}", "n=20", f"seed={seed}", f"out={tmp_path}/{name}")
+    a, b, c = (np.load(tmp_path / name / "samples.npy") for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("n=0", "n accepts a whole number at least 1"),
+        ("n=many", "n accepts a whole number"),
+        ("format=txt", "format accepts npy | csv"),
+        ("seed=-1", "seed accepts a whole number at least 0"),
+        ("run=nowhere", "run accepts a folder written by train.py"),
+        ("run=null", "run accepts a text"),
+        ("out=/proc/nowhere", "out accepts a folder that can be written"),
+        ("device=cuda:99", "device accepts auto or a device of this machine"),
+        ("number=3", "number accepts nothing: there is no such setting"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(run: Run, trained: Path, override: str, words: str) -> None:
+    result = run("sample", f"run={trained}", "n=10", override)
+    assert result.status == 2
+    (line,) = result.err.strip().splitlines()
+    assert line.startswith(f"sample.py: {words}")

@@ -1,0 +1,350 @@
+"""train.py as people use it: its contract, its settings, and that nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import TINY, Result, start
+
+Run = Callable[..., Result]
+
+COLUMNS = [
+    "epoch", "step", "loss", "nll", "kl", "kl_stderr", "lipschitz", "inverse_error", "logdet_bias", "logdet_std",
+]  # fmt: skip
+KEYS = [
+    "flow", "data", "estimator", "seed", "device", "parameters", "steps", "train_seconds", "plot_seconds",
+    "nll", "nll_stderr", "entropy", "kl", "kl_stderr", "lipschitz", "inverse_error",
+]  # fmt: skip
+NO_PLOTS = "trainer.plots=false"
+
+
+def same_weights(a: Result, b: Result) -> bool:
+    first, second = a.checkpoint["learner"], b.checkpoint["learner"]
+    return all(
+        torch.equal(first[which][name], second[which][name])
+        for which in ("flow", "average")
+        for name in first[which]
+    )
+
+
+class TestRunFolder:
+    def test_holds_what_the_contract_says(self, tmp_path: Path) -> None:
+        process = start("train", "flow=resflow", "data=moons", "threads=1", *TINY, cwd=tmp_path)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        (folder,) = (tmp_path / "outputs" / "resflow-moons").iterdir()
+        assert f"in outputs/resflow-moons/{folder.name}" in out
+        result = Result(0, out, err, folder)
+        assert [row["epoch"] for row in result.rows] == ["1", "2"]
+        assert list(result.rows[0]) == COLUMNS
+        assert (folder / "metrics.csv").read_text().startswith("epoch,step,seconds,")
+        assert set(KEYS) <= set(result.summary)
+        assert result.summary["kl"] == pytest.approx(result.summary["nll"] - result.summary["entropy"])
+        assert (result.summary["flow"], result.summary["data"]) == ("resflow", "moons")
+        assert sorted(path.name for path in (folder / "plots").iterdir()) == ["epoch_0001.png", "epoch_0002.png"]
+        assert Image.open(folder / "density.gif").n_frames == 2
+        assert Image.open(folder / "transport.gif").n_frames > 20
+        assert sorted(path.name for path in folder.iterdir()) == sorted(
+            ["checkpoint.pt", "config.yaml", "density.gif", "metrics.csv", "plots", "summary.json", "transport.gif"]
+        )
+
+    @pytest.mark.parametrize("estimator", ["exact", "truncated", "russian_roulette"])
+    @pytest.mark.parametrize("data", ["moons", "rings", "checkerboard", "circles", "8gaussians"])
+    @pytest.mark.parametrize("flow", ["iresnet", "resflow"])
+    def test_every_combination_trains(self, run: Run, tmp_path: Path, flow: str, data: str, estimator: str) -> None:
+        choices = (f"flow={flow}", f"data={data}", f"estimator={estimator}")
+        result = run("train", *choices, *TINY, NO_PLOTS, folder=tmp_path / "run")
+        assert result.status == 0, result.err
+        assert result.summary["estimator"] == estimator
+        assert result.summary["lipschitz"] < 1
+        assert result.summary["inverse_error"] < 1e-4
+        assert float(result.rows[-1]["logdet_std"]) == 0 if estimator == "exact" else True
+
+    @pytest.mark.parametrize(("flow", "estimator"), [("iresnet", "truncated"), ("resflow", "russian_roulette")])
+    def test_each_flow_brings_its_papers_estimator(self, run: Run, tmp_path: Path, flow: str, estimator: str) -> None:
+        result = run("train", f"flow={flow}", *TINY, NO_PLOTS, folder=tmp_path / "run")
+        assert result.summary["estimator"] == estimator
+
+
+class TestSettings:
+    """Each setting changes what it should: here, that it reaches training at all."""
+
+    @pytest.fixture
+    def base(self, run: Run, tmp_path: Path) -> Callable[..., list[dict[str, str]]]:
+        def rows(*overrides: str) -> list[dict[str, str]]:
+            folder = tmp_path / str(len(list(tmp_path.iterdir())))
+            result = run("train", *TINY, NO_PLOTS, "trainer.epochs=1", *overrides, folder=folder)
+            assert result.status == 0, result.err
+            return result.rows
+
+        return rows
+
+    @pytest.mark.parametrize(
+        ("base_overrides", "override"),
+        [
+            ("", "flow.blocks=3"),
+            ("", "flow.width=9"),
+            ("", "flow.depth=1"),
+            ("", "flow.coeff=0.5"),
+            ("", "flow.actnorm=false"),
+            *(("", f"flow.activation={name}") for name in ["elu", "softplus", "tanh", "clipswish", "sin", "sincos"]),
+            ("", "data.noise=0.3"),
+            ("", "optimizer.lr=1e-3"),
+            ("", "optimizer.beta1=0.5"),
+            ("", "optimizer.beta2=0.5"),
+            ("", "seed=1"),
+            ("", "trainer.batch_size=33"),
+            ("", "trainer.steps_per_epoch=6"),
+            ("", "trainer.schedule=constant"),
+            ("", "trainer.warmup=0.9"),
+            ("", "trainer.clip_norm=1e-4"),
+            ("", "trainer.ema_decay=0"),
+            ("", "trainer.held_out=600"),
+            ("optimizer.lr=0.5", "trainer.power_iterations=9"),
+            ("estimator=truncated", "estimator.n_terms=2"),
+            ("estimator=truncated", "estimator.n_probes=2"),
+            ("estimator=truncated", "estimator.probe=rademacher"),
+            ("estimator=truncated", "estimator.gradient=neumann"),
+            ("", "estimator.n_exact_terms=5"),
+            ("", "estimator.distribution=poisson"),
+            ("", "estimator.p=0.9"),
+            ("estimator.distribution=poisson", "estimator.rate=9"),
+            ("", "estimator.share=batch"),
+            ("", "estimator.n_probes=2"),
+            ("", "estimator.probe=rademacher"),
+            ("", "estimator.gradient=series"),
+        ],
+    )
+    def test_changes_the_figures(self, base: Callable, base_overrides: str, override: str) -> None:
+        assert base(*base_overrides.split()) != base(*base_overrides.split(), override)
+
+    @pytest.mark.parametrize("override", ["estimator.memory=standard", "estimator.jacobian=vjp"])
+    def test_changes_the_way_but_not_the_figures(self, base: Callable, override: str) -> None:
+        """How memory falls and which products are made is seen in the estimators' own tests."""
+        for before, after in zip(base(), base(override), strict=True):
+            for key in COLUMNS:
+                assert float(before[key]) == pytest.approx(float(after[key]), rel=1e-3, abs=1e-5), key
+
+    def test_max_seconds_ends_the_run(self, run: Run, tmp_path: Path) -> None:
+        settings = ("trainer.epochs=1000", "trainer.steps_per_epoch=100", "trainer.max_seconds=2")
+        result = run("train", *TINY, NO_PLOTS, *settings, folder=tmp_path / "run")
+        assert result.status == 0
+        assert 2 <= result.summary["seconds"] < 10
+        assert result.summary["steps"] < 100_000
+        # As if its epochs were done: the last steps' learning rate has come down to nothing.
+        assert result.checkpoint["learner"]["optimizer"]["param_groups"][0]["lr"] < 1e-5
+
+    def test_plots_may_be_left_out(self, run: Run, tmp_path: Path) -> None:
+        drawn = run("train", *TINY, folder=tmp_path / "drawn")
+        plain = run("train", *TINY, NO_PLOTS, folder=tmp_path / "plain")
+        assert not list((plain.folder / "plots").iterdir())
+        assert not list(plain.folder.glob("*.gif"))
+        assert drawn.rows == plain.rows
+        assert same_weights(drawn, plain)
+
+    def test_threads_are_set_and_recorded(self, run: Run, tmp_path: Path) -> None:
+        result = run("train", *TINY, NO_PLOTS, "threads=2", folder=tmp_path / "run")
+        assert result.summary["threads"] == torch.get_num_threads() == 2
+
+
+class TestRepeatability:
+    def test_same_seed_same_bits(self, run: Run, tmp_path: Path) -> None:
+        a, b = (run("train", *TINY, "seed=3", folder=tmp_path / name) for name in "ab")
+        assert a.rows == b.rows
+        assert same_weights(a, b)
+        for name in ("density.gif", "transport.gif"):
+            assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes()
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+    def test_a_stopped_run_goes_on_as_if_it_never_had(
+        self, run: Run, tmp_path: Path, number: int, status: int
+    ) -> None:
+        settings = (*TINY, "trainer.epochs=3", "trainer.steps_per_epoch=60", "threads=1")
+        whole = run("train", *settings, folder=tmp_path / "whole")
+        folder = tmp_path / "stopped"
+        process = start("train", *settings, f"hydra.run.dir={folder}", cwd=tmp_path)
+        while not (folder / "checkpoint.pt").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        time.sleep(0.15)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status
+        assert "Traceback" not in err
+        if number != signal.SIGKILL:
+            assert f"python train.py resume={folder}" in err
+        assert not (folder / "summary.json").exists()
+        for name in ("density.gif", "transport.gif"):
+            Image.open(folder / name).load()
+
+        resumed = run("train", f"resume={folder}")
+        assert resumed.status == 0, resumed.err
+        resumed = Result(0, "", "", folder)
+        assert resumed.rows == whole.rows
+        assert same_weights(resumed, whole)
+        assert (folder / "density.gif").read_bytes() == (whole.folder / "density.gif").read_bytes()
+        figures = ("kl", "nll", "kl_stderr", "lipschitz", "inverse_error", "steps", "config_sha256")
+        assert {key: resumed.summary[key] for key in figures} == {key: whole.summary[key] for key in figures}
+
+    def test_resume_trains_longer(self, run: Run, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        run("train", *TINY, folder=folder)
+        result = run("train", f"resume={folder}", "trainer.epochs=3")
+        assert result.status == 0, result.err
+        result = Result(0, "", "", folder)
+        assert [row["epoch"] for row in result.rows] == ["1", "2", "3"]
+        assert result.summary["steps"] == 15
+        assert Image.open(folder / "density.gif").n_frames == 3
+
+    def test_files_ahead_of_the_checkpoint_are_taken_back(self, run: Run, tmp_path: Path) -> None:
+        """As after a kill between the drawing of an epoch and its checkpoint."""
+        folder = tmp_path / "run"
+        run("train", *TINY, "trainer.epochs=1", folder=folder)
+        early = (folder / "checkpoint.pt").read_bytes()
+        run("train", f"resume={folder}", "trainer.epochs=2")
+        expected = (folder / "density.gif").read_bytes()
+        (folder / "checkpoint.pt").write_bytes(early)
+        run("train", f"resume={folder}", "trainer.epochs=2")
+        assert (folder / "density.gif").read_bytes() == expected
+        assert len(Result(0, "", "", folder).rows) == 2
+
+
+class TestNonFinite:
+    def test_stops_with_step_and_cause_and_keeps_the_checkpoint(self, run: Run, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        run("train", *TINY, NO_PLOTS, folder=folder)
+        state = torch.load(folder / "checkpoint.pt", weights_only=True)
+        state["learner"]["flow"]["bijections.1.net.layers.2.bias"].fill_(1e38)
+        torch.save(state, folder / "checkpoint.pt")
+        before = (folder / "checkpoint.pt").read_bytes()
+        result = run("train", f"resume={folder}", "trainer.epochs=3")
+        assert result.status == 1
+        assert len(result.err.strip().splitlines()) == 1
+        assert "the loss of step 11 is not finite" in result.err
+        assert "bijections" in result.err
+        assert "net.layers.2.bias" in result.err
+        assert f"the last good checkpoint is {folder}/checkpoint.pt" in result.err
+        assert (folder / "checkpoint.pt").read_bytes() == before
+
+
+BAD = {
+    "flow=resfow": ("flow accepts iresnet | resflow", "did you mean 'resflow'"),
+    "data=moon": ("data accepts 8gaussians | checkerboard", "did you mean 'moons'"),
+    "estimator=null": ("estimator accepts exact | russian_roulette | truncated", "None"),
+    "flow.blocks=0": ("flow.blocks accepts a whole number at least 1", "got 0"),
+    "flow.blocks=2.5": ("flow.blocks accepts a whole number", "2.5"),
+    "flow.coeff=1": ("flow.coeff accepts a number above 0 and below 1", "got 1"),
+    "flow.activation=lipswitch": ("flow.activation accepts", "did you mean 'lipswish'"),
+    "flow.actnorm=3": ("flow.actnorm accepts true or false", "3"),
+    "flow.blokcs=3": ("flow.blokcs accepts nothing: there is no such setting", "did you mean 'flow.blocks'"),
+    "estimator.p=1.5": ("estimator.p accepts a number above 0 and below 1", "1.5"),
+    "estimator.share=samples": ("estimator.share accepts sample | batch", "did you mean 'sample'"),
+    "estimator.n_terms=3": ("estimator.n_terms accepts nothing", "n_terms"),
+    "data.noise=-1": ("data.noise accepts a number above 0", "-1"),
+    "data.noise=nan": ("data.noise accepts a number", "nan"),
+    "optimizer.lr=fast": ("optimizer.lr accepts a number", "'fast'"),
+    "trainer.max_seconds=0": ("trainer.max_seconds accepts a number above 0 or null", "0"),
+    "seed=-1": ("seed accepts a whole number at least 0", "-1"),
+    "seed=0,1": ("seed accepts one value, or several with -m", "seed=0,1"),
+    "~seed": ("seed accepts a value, not its deletion", "~seed"),
+    "device=cuda:99": ("device accepts auto or a device of this machine", "'cuda:99'"),
+    "device=tpu": ("device accepts auto or a device of this machine", "'tpu'"),
+    "+sed=1": ("sed accepts nothing", "1"),
+    "+flow.heads=1": ("flow.heads accepts nothing", "1"),
+    "resume=nowhere": ("resume accepts a folder written by train.py", "'nowhere'"),
+    "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
+    "data._target_=datasets.target.torch.load": ("data._target_ accepts", "torch.load"),
+    "blocks": ("blocks", "EQUAL"),
+    "hydra.run.dir=/proc/nowhere": ("hydra.run.dir accepts a folder that can be written", "/proc/nowhere"),
+}
+
+
+class TestBadInput:
+    @pytest.mark.parametrize("override", BAD)
+    def test_is_one_line_and_status_2_and_writes_nothing(self, run: Run, tmp_path: Path, override: str) -> None:
+        result = run("train", *TINY, override)
+        assert result.status == 2
+        (line,) = result.err.strip().splitlines()
+        for words in BAD[override]:
+            assert words in line
+        assert not list(tmp_path.iterdir())
+
+    def test_two_runs_in_one_folder_are_refused(self, run: Run, tmp_path: Path) -> None:
+        run("train", *TINY, NO_PLOTS, folder=tmp_path / "run")
+        result = run("train", *TINY, NO_PLOTS, folder=tmp_path / "run")
+        assert result.status == 2
+        assert f"resume={tmp_path}/run" in result.err
+
+    @pytest.mark.parametrize("override", ["flow.blocks=3", "data=rings", "seed=1"])
+    def test_a_resumed_run_may_not_change(self, run: Run, tmp_path: Path, override: str) -> None:
+        run("train", *TINY, NO_PLOTS, folder=tmp_path / "run")
+        result = run("train", f"resume={tmp_path}/run", override)
+        assert result.status == 2
+        key = override.split("=")[0]
+        assert f"{key} accepts no change with resume=: only device, trainer.epochs, trainer.max_seconds" in result.err
+
+    @pytest.mark.parametrize("damage", ["missing", "cut", "foreign", "hostile", "other architecture"])
+    def test_a_damaged_checkpoint_is_refused(self, run: Run, tmp_path: Path, damage: str) -> None:
+        folder = tmp_path / "run"
+        run("train", *TINY, NO_PLOTS, folder=folder)
+        path, canary = folder / "checkpoint.pt", tmp_path / "canary"
+
+        class Hostile:
+            def __reduce__(self) -> tuple:
+                return os.mkdir, (str(canary),)
+
+        if damage == "missing":
+            path.unlink()
+        elif damage == "cut":
+            path.write_bytes(path.read_bytes()[:5000])
+        elif damage == "foreign":
+            torch.save({"weights": torch.zeros(3)}, path)
+        elif damage == "hostile":
+            torch.save({"format": 1, "x": Hostile()}, path)
+        else:
+            config = (folder / "config.yaml").read_text().replace("width: 8", "width: 9")
+            (folder / "config.yaml").write_text(config)
+        for command in (("train", f"resume={folder}"), ("sample", f"run={folder}")):
+            result = run(*command)
+            assert result.status == 2, result.err
+            assert len(result.err.strip().splitlines()) == 1
+            assert str(folder) in result.err
+        assert not canary.exists()
+
+    @pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "hydra.utils.get_method"])
+    def test_a_stored_config_runs_nothing_foreign(self, run: Run, tmp_path: Path, target: str) -> None:
+        folder = tmp_path / "run"
+        run("train", *TINY, NO_PLOTS, folder=folder)
+        config = (folder / "config.yaml").read_text()
+        (folder / "config.yaml").write_text(config.replace("datasets.moons.Moons", target))
+        for command in (("train", f"resume={folder}"), ("sample", f"run={folder}")):
+            result = run(*command)
+            assert result.status == 2
+            assert "data._target_ accepts a class or function of" in result.err
+
+
+def test_multirun_runs_every_combination(tmp_path: Path) -> None:
+    arguments = ("-m", *TINY, NO_PLOTS, "flow=iresnet,resflow", "seed=0,1", "hydra.sweep.dir=sweep")
+    process = start("train", *arguments, cwd=tmp_path)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    summaries = [json.loads((tmp_path / "sweep" / str(n) / "summary.json").read_text()) for n in range(4)]
+    found = [(summary["flow"], summary["seed"]) for summary in summaries]
+    assert found == [("iresnet", 0), ("iresnet", 1), ("resflow", 0), ("resflow", 1)]
+
+
+def test_help_is_a_page(tmp_path: Path) -> None:
+    process = start("train", "--help", cwd=tmp_path)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    for words in ("flow: iresnet, resflow", "data: 8gaussians", "estimator: exact"):
+        assert words in out
