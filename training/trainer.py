@@ -92,8 +92,8 @@ class Trainer:
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup: Annotated[float, Range(ge=0, lt=1)] = 0.02,
         clip_norm: Annotated[float, Range(gt=0)] = 1.0,
-        ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.995,
-        power_iterations: Annotated[int, Range(ge=1)] = 2,
+        ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.99,
+        power_iterations: Annotated[int, Range(ge=1)] = 5,
         held_out: Annotated[int, Range(ge=100)] = 100_000,
         plots: bool = True,
     ) -> None:

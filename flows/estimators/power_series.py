@@ -134,7 +134,7 @@ class _BackwardInForward(torch.autograd.Function):
         weight = grad_log_det[0]
         with torch.enable_grad():  # g again: cheaper than having kept its graph
             x = x.requires_grad_()
-            g = ctx.net(x)
+            g = ctx.net.value(x)
             from_g = torch.autograd.grad(g, (x, *ctx.net.parameters()), grad_g, allow_unused=True)
         gradients = [
             a if b is None else weight * b if a is None else torch.addcmul(a, weight, b)

@@ -1,0 +1,196 @@
+"""One training step, on every device there is, and what training promises of a model."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from datasets.moons import Moons
+from flows import Flow, ResidualFlow
+from flows.activations import activation_names
+from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
+from training.evaluation import HeldOut, evaluate
+from training.learner import Learner
+from training.optimizers import adam
+
+ESTIMATORS = {
+    "exact": Exact(),
+    "exact, vjp": Exact("vjp"),
+    "truncated": Truncated(),
+    "truncated, neumann, saving": Truncated(gradient="neumann", memory="saving"),
+    "roulette": RussianRoulette(),
+    "roulette, series": RussianRoulette(gradient="series", memory="standard"),
+    "roulette, one N a batch": RussianRoulette(share="batch", distribution="poisson"),
+    "roulette, vjp": RussianRoulette(jacobian="vjp"),
+}
+
+
+def make_learner(
+    estimator: LogDetEstimator, device: str = "cpu", activation: str = "lipswish", ema_decay: float = 0.9
+) -> Learner:
+    torch.manual_seed(0)
+    flow = ResidualFlow(2, estimator, blocks=3, width=8, activation=activation).to(device)
+    optimizer = adam(flow, lr=1e-2)
+    return Learner(flow, optimizer, clip_norm=1.0, ema_decay=ema_decay, power_iterations=1)
+
+
+def batch(n: int = 64) -> torch.Tensor:
+    return Moons().sample(n, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+@pytest.mark.parametrize("activation", activation_names())
+def test_a_step_on_the_meta_device(estimator: LogDetEstimator, activation: str) -> None:
+    """Where there are no values, a hidden `.item()`, or a tensor made on another device, is an error."""
+    learner = make_learner(estimator, "meta", activation)
+    for _ in range(2):
+        loss = learner.backward(torch.empty(64, 2, device="meta"))
+        learner.update(1.0)
+    assert loss.device.type == "meta"
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_a_step_on_cuda_does_not_wait_for_it(estimator: LogDetEstimator) -> None:
+    learner = make_learner(estimator, "cuda")
+    x = batch().cuda()
+    learner.backward(x)
+    learner.update(1.0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learner.backward(x)
+        learner.update(1.0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
+def test_steps_lower_the_exact_nll(estimator: LogDetEstimator) -> None:
+    learner, x = make_learner(estimator, ema_decay=0.0), batch(256)
+    learner.initialize(x)
+    before = float(-learner.flow.eval().log_prob(x).mean())
+    learner.flow.train()
+    for _ in range(60):
+        learner.backward(x)
+        learner.update(1.0)
+    assert float(-learner.flow.eval().log_prob(x).mean()) < before - 0.1
+
+
+def test_the_gradient_is_that_of_the_nll() -> None:
+    learner, x = make_learner(Exact()), batch()
+    learner.initialize(x)
+    loss = learner.backward(x)
+    found = [parameter.grad.clone() for parameter in learner.flow.parameters()]
+    learner.flow.eval()  # the plain path, layer by layer
+    expected = -learner.flow.log_prob(x).mean()
+    torch.testing.assert_close(loss, expected.detach())
+    for a, b in zip(found, torch.autograd.grad(expected, list(learner.flow.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_is_clipped() -> None:
+    learner, x = make_learner(Exact()), batch() * 100
+    learner.backward(x)
+    learner.update(1.0)
+    assert math.sqrt(sum(float((p.grad**2).sum()) for p in learner.flow.parameters())) <= 1 + 1e-5
+
+
+def test_the_average_is_the_exponential_moving_average() -> None:
+    learner, x = make_learner(Exact(), ema_decay=0.5), batch()
+    expected = [parameter.detach().clone() for parameter in learner.flow.parameters()]
+    for step in range(1, 16):
+        learner.backward(x)
+        learner.update(1.0)
+        decay = min(0.5, step / (step + 10))
+        expected = [decay * a + (1 - decay) * p.detach() for a, p in zip(expected, learner.flow.parameters())]
+    for a, b in zip(learner.average.parameters(), expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_learning_rate_follows() -> None:
+    learner = make_learner(Exact())
+    learner.backward(batch())
+    learner.update(0.25)
+    assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(0.0025)
+
+
+def test_spectral_norms_stay_converged_in_training() -> None:
+    """At the default's learning rate, number of power iterations and width, seen after every tenth step."""
+    torch.manual_seed(0)
+    flow = ResidualFlow(2, RussianRoulette(), blocks=3, width=64)
+    learner = Learner(flow, adam(flow, lr=5e-3), clip_norm=1.0, ema_decay=0.99, power_iterations=5)
+    learner.initialize(batch(1024))
+    for step in range(200):
+        learner.backward(Moons().sample(128, torch.Generator().manual_seed(step)))
+        learner.update(1.0)
+        if step % 10 == 0:
+            assert max(flow.lipschitz_constants()) < 1
+
+
+@pytest.fixture(scope="module")
+def trained() -> Flow:
+    """A flow after a few hundred steps: far from the identity, and not yet good."""
+    torch.manual_seed(1)
+    torch.set_num_threads(2)
+    flow = ResidualFlow(2, RussianRoulette(), blocks=6, width=32)
+    learner = Learner(flow, adam(flow, lr=5e-3), clip_norm=1.0, ema_decay=0.99, power_iterations=2)
+    x = Moons().sample(400 * 256, torch.Generator().manual_seed(2)).split(256)
+    learner.initialize(x[0])
+    for part in x:
+        learner.backward(part)
+        learner.update(1.0)
+    learner.converge()
+    return learner.average.eval()
+
+
+class TestTrainedFlow:
+    def test_density_integrates_to_one(self, trained: Flow) -> None:
+        axis = torch.linspace(-8, 8, 801)
+        with torch.no_grad():
+            points = torch.cartesian_prod(axis, axis)
+            total = sum(float(trained.log_prob(part).double().exp().sum()) for part in points.split(20_000)) * 0.02**2
+        assert total == pytest.approx(1, abs=1e-3)
+
+    def test_inverse_undoes_forward_out_to_six_standard_deviations(self, trained: Flow) -> None:
+        angle = torch.linspace(0, 6.2832, 400)
+        center, spread = torch.tensor([0.0, 0.3]), torch.tensor([1.7, 0.9])  # of the moons
+        circle = torch.stack([angle.cos(), angle.sin()], dim=1)
+        x = torch.cat([center + radius * spread * circle for radius in (0.5, 1.0, 2.0, 4.0, 6.0)])
+        with torch.no_grad():
+            error = (trained.inverse(trained(x)[0])[0] - x).abs().max()
+        assert float(error) <= 1e-5
+
+    def test_no_certified_constant_reaches_one(self, trained: Flow) -> None:
+        assert max(trained.lipschitz_constants()) < 1
+
+    def test_evaluation_reports_what_it_says(self, trained: Flow) -> None:
+        held_out = HeldOut.draw(Moons(), 5000, torch.Generator().manual_seed(3), torch.device("cpu"))
+        state = torch.get_rng_state()
+        first, second = evaluate(trained, held_out, seed=0), evaluate(trained, held_out, seed=0)
+        assert first == second
+        assert torch.equal(torch.get_rng_state(), state)
+        with torch.no_grad():
+            nll = -trained.log_prob(held_out.x).double()
+        plain_stderr = float(nll.std()) / math.sqrt(len(nll))
+        assert first.nll == pytest.approx(float(nll.mean()), abs=4 * plain_stderr)
+        assert first.kl == pytest.approx(first.nll - Moons().entropy)
+        assert first.lipschitz == trained.lipschitz()
+        assert 0 < first.inverse_error < 1e-4
+        # An unbiased estimator: its mean error is within its noise.
+        assert abs(first.logdet_bias) < 4 * first.logdet_std / math.sqrt(2048)
+        assert first.logdet_std > 0
+
+
+def test_a_truncated_estimator_reports_its_bias() -> None:
+    torch.manual_seed(4)
+    flow = ResidualFlow(2, Truncated(n_terms=1, n_probes=64, probe="rademacher"), blocks=4, width=16)
+    for module in flow.modules():
+        if hasattr(module, "converge"):
+            torch.nn.init.orthogonal_(module.weight, gain=2)
+            module.converge()
+    held_out = HeldOut.draw(Moons(), 2048, torch.Generator().manual_seed(3), torch.device("cpu"))
+    found = evaluate(flow, held_out, seed=0)
+    assert abs(found.logdet_bias) > 10 * found.logdet_std / math.sqrt(2048)

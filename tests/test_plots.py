@@ -1,0 +1,204 @@
+"""Pictures: what they show, that they always open, and what they cost."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageSequence
+
+from plots.density_gif import DensityGif
+from plots.epoch_figure import EpochFigure
+from plots.gif import GifFile, write_gif
+from plots.palette import DENSITY_LEVELS, GREYS, color_of_angle, density_palette, point_palette
+from plots.samples import draw_samples
+from plots.transport import FIRST_MILLISECONDS, LAST_MILLISECONDS, TransportGif
+
+WINDOW = ((-4.0, 4.0), (-4.0, 4.0))
+
+
+def density(shift: float, n: int = 96) -> np.ndarray:
+    axis = np.linspace(-4, 4, n)
+    x, y = np.meshgrid(axis, axis)
+    return np.exp(-((np.hypot(x - shift, y) - 2) ** 2) / 0.18) / 8
+
+
+def random_frames(n: int, size: int = 60) -> list[np.ndarray]:
+    return list(np.random.default_rng(0).integers(0, 128, (n, size, size), dtype=np.uint8))
+
+
+def decode(path: Path) -> list[np.ndarray]:
+    with Image.open(path) as image:
+        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+
+
+class TestGifFile:
+    def test_frames_come_back_as_drawn(self, tmp_path: Path) -> None:
+        palette, frames = density_palette(), random_frames(3)
+        file = GifFile(tmp_path / "a.gif", palette)
+        file.start(frames[0], 100)
+        file.append(frames[1], (0, 0), 100)
+        file.append(frames[2][10:30, 5:50], (5, 10), 100)
+        patched = frames[1].copy()
+        patched[10:30, 5:50] = frames[2][10:30, 5:50]
+        for found, expected in zip(decode(file.path), [frames[0], frames[1], patched], strict=True):
+            np.testing.assert_array_equal(found, palette[expected])
+
+    def test_loops_for_ever_and_keeps_time(self, tmp_path: Path) -> None:
+        frames = zip(random_frames(3), (30, 60, 90))
+        write_gif(tmp_path / "a.gif", density_palette(), frames)
+        with Image.open(tmp_path / "a.gif") as image:
+            assert image.info["loop"] == 0
+            assert [frame.info["duration"] for frame in ImageSequence.Iterator(image)] == [30, 60, 90]
+
+    def test_a_frame_costs_the_same_however_many_came_before(self, tmp_path: Path) -> None:
+        file = GifFile(tmp_path / "a.gif", density_palette())
+        frame = random_frames(1)[0]
+        file.start(frame, 100)
+        grown = []
+        for _ in range(50):
+            before = file.length
+            file.append(frame, (0, 0), 100)
+            grown.append(file.length - before)
+        assert len(set(grown)) == 1
+
+    def test_truncated_and_continued_is_as_never_interrupted(self, tmp_path: Path) -> None:
+        frames = random_frames(4)
+        whole, other = (GifFile(tmp_path / name, density_palette()) for name in ("whole.gif", "other.gif"))
+        for file in (whole, other):
+            file.start(frames[0], 100)
+            file.append(frames[1], (0, 0), 100)
+        length = other.length
+        other.append(frames[3], (0, 0), 100)  # of an epoch whose checkpoint was never written
+        other.truncate(length)
+        for file in (whole, other):
+            file.append(frames[2], (0, 0), 100)
+        assert whole.path.read_bytes() == other.path.read_bytes()
+        other.truncate(0)
+        assert not other.path.exists()
+
+    def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = GifFile(tmp_path / "a.gif", density_palette())
+        file.start(random_frames(1)[0], 100)
+        before = file.path.read_bytes()
+
+        def fail(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="No space"):
+            file.append(random_frames(1)[0], (0, 0), 100)
+        assert file.path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [file.path]
+
+    def test_only_what_changes_is_written(self, tmp_path: Path) -> None:
+        frame = random_frames(1, 300)[0]
+        changed = frame.copy()
+        changed[100:110, 50:60] = 0
+        write_gif(tmp_path / "a.gif", density_palette(), [(frame, 50), (changed, 50), (changed, 50)])
+        one = GifFile(tmp_path / "one.gif", density_palette())
+        one.start(frame, 50)
+        assert (tmp_path / "a.gif").stat().st_size < one.length + 1000
+        np.testing.assert_array_equal(decode(tmp_path / "a.gif")[1], density_palette()[changed])
+
+
+class TestDensityGif:
+    def test_one_colour_scale_for_target_and_learned(self, tmp_path: Path) -> None:
+        gif = DensityGif(tmp_path / "d.gif", density(0.0), WINDOW, "a title")
+        gif.append(density(0.0), "epoch 1")
+        (frame,) = decode(tmp_path / "d.gif")
+        left, top, width, height = gif._learned
+        learned = frame[top : top + height, left : left + width]
+        # The same density on both sides is the same picture on both sides.
+        panels = [frame[top : top + height, x : x + width].astype(int) for x in range(10, left - width)]
+        assert min(np.abs(panel - learned).mean() for panel in panels) == 0
+
+    def test_sixty_epochs_stay_small_and_early_frames_stay(self, tmp_path: Path) -> None:
+        gif = DensityGif(tmp_path / "d.gif", density(0.0), WINDOW, "a title")
+        gif.append(density(-1.0), "epoch 1")
+        first = decode(tmp_path / "d.gif")[0]
+        for epoch in range(2, 61):
+            gif.append(density(-1 + epoch / 60), f"epoch {epoch}")
+        frames = decode(tmp_path / "d.gif")
+        assert len(frames) == 60
+        np.testing.assert_array_equal(frames[0], first)
+        assert (frames[0] != frames[-1]).any()
+        assert gif.file.length < 3_000_000
+
+    def test_a_higher_learned_density_is_shown_as_the_top_of_the_scale(self, tmp_path: Path) -> None:
+        gif = DensityGif(tmp_path / "d.gif", density(0.0), WINDOW, "a title")
+        gif.append(100 * density(0.0), "epoch 1")
+        left, top, width, height = gif._learned
+        assert gif._canvas[top : top + height, left : left + width].max() == GREYS + DENSITY_LEVELS - 1
+
+
+class TestEpochFigure:
+    def figure(self) -> tuple[EpochFigure, np.ndarray]:
+        points = np.random.default_rng(1).normal(size=(200, 2))
+        return EpochFigure(density(0.0), WINDOW, "a title", points), points
+
+    def test_axes_are_equal_and_the_colour_scale_is_shared(self) -> None:
+        figure, _ = self.figure()
+        for axes in figure.axes:
+            assert axes.get_aspect() == 1
+            box = axes.get_window_extent()
+            assert box.width == pytest.approx(box.height, abs=1)
+        target, learned = (axes.images[0] for axes in figure.axes[:2])
+        assert target.get_clim() == learned.get_clim() == (0, pytest.approx(density(0.0).max() * 1.05))
+
+    def test_updating_is_drawing_afresh(self) -> None:
+        used, points = self.figure()
+        used.update(density(1.0), points * 2, points * 3, "epoch 1")
+        used.picture()
+        fresh, _ = self.figure()
+        for figure in (used, fresh):
+            figure.update(density(0.5), points, points / 2, "epoch 2")
+        np.testing.assert_array_equal(used.picture(), fresh.picture())
+
+    def test_png_opens(self, tmp_path: Path) -> None:
+        figure, points = self.figure()
+        figure.update(density(0.5), points, points / 2, "epoch 2")
+        figure.save(tmp_path / "e.png")
+        with Image.open(tmp_path / "e.png") as image:
+            np.testing.assert_array_equal(np.asarray(image), figure.picture())
+
+
+class TestTransportGif:
+    def test_goes_from_base_to_data_and_pauses_there(self, tmp_path: Path) -> None:
+        rng = np.random.default_rng(2)
+        base = rng.normal(size=(500, 2)) * 0.7
+        path = np.stack([base * (1 - s) + s * (base * 0.1 + [2.0, 2.0]) for s in np.linspace(0, 1, 9)])
+        lines = np.zeros((9, 3, 10, 2))
+        TransportGif(tmp_path / "t.gif", WINDOW, "a title").write(path, lines)
+        with Image.open(tmp_path / "t.gif") as image:
+            durations = [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+        assert durations[0] == FIRST_MILLISECONDS
+        assert durations[-1] == LAST_MILLISECONDS
+        frames = decode(tmp_path / "t.gif")
+        assert len(frames) >= 40
+        colors = {tuple(color) for color in point_palette()[GREYS:].tolist()}
+
+        def middle(frame: np.ndarray) -> np.ndarray:
+            """Mean position of the coloured pixels, in the window's units."""
+            mask = np.array([[tuple(pixel) in colors for pixel in row] for row in frame.tolist()])
+            rows, columns = np.nonzero(mask)
+            height, width = frame.shape[:2]
+            return np.array([columns.mean() / width * 8 - 4, 4 - rows.mean() / height * 8])
+
+        np.testing.assert_allclose(middle(frames[0]), [0, 0], atol=0.4)
+        np.testing.assert_allclose(middle(frames[-1]), [2, 2], atol=0.4)
+
+    def test_colours_follow_the_angle_in_the_base(self) -> None:
+        east, north, east_further = color_of_angle(np.array([[0.5, 0.01], [0.0, 0.5], [2.5, 0.05]]))
+        assert (east - GREYS) // 4 == (east_further - GREYS) // 4 != (north - GREYS) // 4
+
+
+def test_samples_picture_opens(tmp_path: Path) -> None:
+    samples = np.random.default_rng(3).normal(size=(5000, 2))
+    draw_samples(tmp_path / "s.png", samples, -(samples**2).sum(1) / 2, WINDOW, "a title")
+    with Image.open(tmp_path / "s.png") as image:
+        assert image.size == (1000, 480)
