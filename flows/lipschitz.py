@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arguments import OneOf, Range, checked
-from flows import fused
 from flows.activations import Activation, activation_names, make_activation
+from flows.fused import value_and_jacobian
 
 __all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "normalized_together", "power_iterate"]
 
@@ -155,10 +155,6 @@ class LipschitzMLP(nn.Module):
         """Return g(x), shapes (batch, d) to (batch, d)."""
         return self.normalize()(x)
 
-    def value(self, x: Tensor) -> Tensor:
-        """Return g(x): see :meth:`NormalizedMLP.value`."""
-        return self.normalize().value(x)
-
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return g(x) and its Jacobian: see :meth:`NormalizedMLP.forward_with_jacobian`."""
         return self.normalize().forward_with_jacobian(x)
@@ -199,10 +195,6 @@ class NormalizedMLP:
             h = functional.linear(activation(h), weight, bias)
         return h
 
-    def value(self, x: Tensor) -> Tensor:
-        """Return g(x) like a call, but, if fused, differentiable only once."""
-        return fused.value(x, self.weights, self.activations) if self.fused else self(x)
-
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return g(x), shape (batch, d), and its Jacobian J, shape (batch, d, d), `J[:, i, j] = dg_i / dx_j`.
 
@@ -210,7 +202,7 @@ class NormalizedMLP:
         needed and everything stays differentiable once more.
         """
         if self.fused and torch.is_grad_enabled():
-            return fused.value_and_jacobian(x, self.weights, self.activations)
+            return value_and_jacobian(x, self.weights, self.activations)
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample

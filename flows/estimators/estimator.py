@@ -55,8 +55,11 @@ class LogDetEstimator(abc.ABC):
         """
         return self.evaluate(net, x, self.draw_noise(x) if noise is None else noise)
 
+    def is_dense(self, x: Tensor) -> bool:
+        """Whether J at `x`, shape (batch, d), is held as a matrix."""
+        return self.jacobian == "dense" or (self.jacobian == "auto" and x.shape[1] <= LARGEST_DENSE_DIMENSION)
+
     def evaluate(self, net: nn.Module, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        dense = self.jacobian == "dense" or (self.jacobian == "auto" and x.shape[1] <= LARGEST_DENSE_DIMENSION)
-        jacobian = DenseJacobian(net, x) if dense else VjpJacobian(net, x)
+        jacobian = DenseJacobian(*net.forward_with_jacobian(x)) if self.is_dense(x) else VjpJacobian(net, x)
         log_det = self.log_det(jacobian, noise)
         return jacobian.value, log_det if torch.is_grad_enabled() else log_det.detach()

@@ -35,8 +35,8 @@ class Jacobian(abc.ABC):
 class DenseJacobian(Jacobian):
     """J held as a matrix, carried forward through the network beside its value."""
 
-    def __init__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self.value, self._matrix = net.forward_with_jacobian(x)
+    def __init__(self, value: Tensor, matrix: Tensor) -> None:
+        self.value, self._matrix = value, matrix
 
     def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
         return torch.bmm(w, self._matrix if differentiable else self._matrix.detach())

@@ -9,7 +9,6 @@ with m probes v of identity covariance (Hutchinson 1990) and weights :math:`w_k`
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from arguments import Range
 from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise
-from flows.estimators.jacobian import Jacobian
+from flows.estimators.jacobian import DenseJacobian, Jacobian
 
 __all__ = ["Gradient", "Memory", "PowerSeries", "Probe", "ProbeCount"]
 
@@ -68,7 +67,8 @@ class PowerSeries(LogDetEstimator):
     def __call__(self, net: nn.Module, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         noise = self.draw_noise(x) if noise is None else noise
         if self.memory == "saving" and torch.is_grad_enabled():
-            return _BackwardInForward.apply(self.evaluate, net, noise, x, *net.parameters())
+            saving = _DenseBackwardInForward if self.is_dense(x) else _BackwardInForward
+            return saving.apply(self, net, noise, x, *net.parameters())
         return self.evaluate(net, x, noise)
 
     def log_det(self, jacobian: Jacobian, noise: Noise) -> Tensor:
@@ -112,16 +112,11 @@ class _BackwardInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        evaluate: Callable[[nn.Module, Tensor, Noise], tuple[Tensor, Tensor]],
-        net: nn.Module,
-        noise: Noise,
-        x: Tensor,
-        *parameters: Tensor,
+        ctx: Any, estimator: PowerSeries, net: nn.Module, noise: Noise, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            g, log_det = evaluate(net, x, noise)
+            g, log_det = estimator.evaluate(net, x, noise)
             gradients = torch.autograd.grad(log_det.sum(), (x, *parameters), allow_unused=True)
         ctx.net = net
         ctx.save_for_backward(x.detach(), *gradients)
@@ -131,15 +126,43 @@ class _BackwardInForward(torch.autograd.Function):
     def backward(ctx: Any, grad_g: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         _require_equal(grad_log_det)
         x, *from_log_det = ctx.saved_tensors
-        weight = grad_log_det[0]
         with torch.enable_grad():  # g again: cheaper than having kept its graph
             x = x.requires_grad_()
-            g = ctx.net.value(x)
-            from_g = torch.autograd.grad(g, (x, *ctx.net.parameters()), grad_g, allow_unused=True)
+            from_g = torch.autograd.grad(ctx.net(x), (x, *ctx.net.parameters()), grad_g, allow_unused=True)
         gradients = [
-            a if b is None else weight * b if a is None else torch.addcmul(a, weight, b)
+            a if b is None else grad_log_det[0] * b if a is None else torch.addcmul(a, grad_log_det[0], b)
             for a, b in zip(from_g, from_log_det, strict=True)
         ]
+        return None, None, None, *gradients
+
+
+class _DenseBackwardInForward(torch.autograd.Function):
+    """The same where J is at hand: what is stored is the estimate's gradient by J, d x d numbers a sample.
+
+    The gradient by all else follows from it, together with that of g, in one pass over the network made again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, estimator: PowerSeries, net: nn.Module, noise: Noise, x: Tensor, *parameters: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        g, J = net.forward_with_jacobian(x)
+        with torch.enable_grad():
+            J = J.detach().requires_grad_()
+            log_det = estimator.log_det(DenseJacobian(g, J), noise)
+            by_J = torch.autograd.grad(log_det.sum(), J)[0]
+        ctx.net = net
+        ctx.save_for_backward(x, by_J)
+        return g, log_det.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad_g: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+        _require_equal(grad_log_det)
+        x, by_J = ctx.saved_tensors
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            inputs, outputs = (x, *ctx.net.parameters()), ctx.net.forward_with_jacobian(x)
+            gradients = torch.autograd.grad(outputs, inputs, (grad_g, by_J * grad_log_det[0]), allow_unused=True)
         return None, None, None, *gradients
 
 
