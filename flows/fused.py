@@ -1,4 +1,4 @@
-"""One autograd node for a network and its Jacobian, with the backward pass written out.
+"""The forward and backward pass of a network and its Jacobian, written out.
 
 `NormalizedMLP.forward_with_jacobian` says what is computed, and a test holds this file to it. Left to autograd, the
 same computation is some sixty nodes a block: at these sizes their overhead costs more than the products do.
@@ -14,73 +14,96 @@ from torch import Tensor
 
 from flows.activations import Activation
 
-__all__ = ["value_and_jacobian"]
+__all__ = ["backward", "forward", "value_and_jacobian"]
+
+Layers = Sequence[tuple[Tensor, Tensor]]
 
 
-def value_and_jacobian(
-    x: Tensor, weights: Sequence[tuple[Tensor, Tensor]], activations: Sequence[Activation]
-) -> tuple[Tensor, Tensor]:
-    """Return g(x), shape (batch, d), and J, shape (batch, d, d), of the network of `weights` and `activations`.
+def value_and_jacobian(x: Tensor, layers: Layers, activations: Sequence[Activation]) -> tuple[Tensor, Tensor]:
+    """Return g(x), shape (batch, d), and J, shape (batch, d, d), as one autograd node.
 
-    Differentiable once, by `x`, the weights, the biases and the activations' parameters.
+    Differentiable once, by `x`, the layers' weights and biases and the activations' parameters.
     """
     parameters = [parameter for activation in activations for parameter in activation.parameters()]
-    return _ValueAndJacobian.apply(activations, x, *(tensor for layer in weights for tensor in layer), *parameters)
+    return _ValueAndJacobian.apply(activations, x, *(tensor for layer in layers for tensor in layer), *parameters)
 
 
 class _ValueAndJacobian(torch.autograd.Function):
-    # In every layer the value and d tangents, the columns of J, are stacked, shape (1 + d, batch, width), so that one
-    # product serves all.
-
     @staticmethod
     def forward(ctx: Any, activations: Sequence[Activation], x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        n_layers, (batch, d) = len(activations) + 1, x.shape
-        weights, biases = tensors[0 : 2 * n_layers : 2], tensors[1 : 2 * n_layers : 2]
-        a = torch.addmm(biases[0], x, weights[0].T)
-        tangents = weights[0].T.unsqueeze(1)
-        kept = []
-        for activation, weight, bias in zip(activations, weights[1:], biases[1:], strict=True):
-            h, slope = activation.value_and_derivative(a)
-            width, units = a.shape[1], activation.expansion
-            stacked = torch.empty((1 + d, batch, units * width), dtype=x.dtype, device=x.device)
-            stacked[0] = h
-            columns = stacked[1:].view(d, batch, units, width)
-            torch.mul(slope.view(batch, units, width), tangents.unsqueeze(2), out=columns)
-            kept += [a, tangents, slope, stacked]
-            output = torch.mm(stacked.view(-1, units * width), weight.T).view(1 + d, batch, -1)
-            a, tangents = output[0].add_(bias), output[1:]
+        pairs = tensors[: 2 * (len(activations) + 1)]
+        g, J, kept = forward(x, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
         ctx.activations = activations
-        ctx.save_for_backward(x, *weights, *kept)
-        return a.clone(), tangents.permute(1, 2, 0).contiguous()
+        ctx.save_for_backward(x, *pairs[::2], *kept)
+        return g, J
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_g: Tensor, grad_J: Tensor) -> tuple[Tensor | None, ...]:
-        activations, n_layers = ctx.activations, len(ctx.activations) + 1
+        n_layers = len(ctx.activations) + 1
         x, *saved = ctx.saved_tensors
-        weights, kept = saved[:n_layers], saved[n_layers:]
-        grad = torch.cat([grad_g.unsqueeze(0), grad_J.permute(2, 0, 1)])
-        batch, d = x.shape
-        grad_layers: list[Tensor] = []  # from the last layer to the first: bias, weight, bias, weight, ...
-        grad_parameters: list[Tensor | None] = []
-        for index in reversed(range(len(activations))):
-            activation, weight = activations[index], weights[index + 1]
-            a, tangents, slope, stacked = kept[4 * index : 4 * index + 4]
-            width, units = a.shape[1], activation.expansion
-            rows = grad.view(-1, weight.shape[0])
-            grad_layers += [grad[0].sum(0), torch.mm(rows.T, stacked.view(-1, units * width))]
-            grad_stacked = torch.mm(rows, weight).view(1 + d, batch, units * width)
-            grad_h, grad_columns = grad_stacked[0], grad_stacked[1:].view(d, batch, units, width)
-            grad_slope = (grad_columns * tangents.unsqueeze(2)).sum(0).view(batch, units * width)
-            grad_columns.mul_(slope.view(batch, units, width))
-            if units > 1:
-                grad_stacked = torch.empty((1 + d, batch, width), dtype=a.dtype, device=a.device)
-                torch.sum(grad_columns, dim=2, out=grad_stacked[1:])
-            grad_a, found = activation.pullback(a, slope, grad_h, grad_slope)
-            grad = grad_stacked
-            grad[0] = grad_a
-            grad_parameters = [*found, *grad_parameters]
-        # The first layer's tangents are its own columns, the same for every sample.
-        grad_weight = torch.addmm(grad[1:].sum(1).T, grad[0].T, x)
-        grad_layers += [grad[0].sum(0), grad_weight]
-        return None, torch.mm(grad[0], weights[0]), *reversed(grad_layers), *grad_parameters
+        return None, *backward(x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
+
+
+# In every layer the value and d tangents, the columns of J, are stacked, shape (1 + d, batch, width), so that one
+# product serves all.
+
+
+def forward(x: Tensor, layers: Layers, activations: Sequence[Activation]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return g(x), J, and what `backward` needs to be given; no graph is recorded of it."""
+    (weight, bias), *others = layers
+    batch, d = x.shape
+    a = torch.addmm(bias, x, weight.T)
+    tangents = weight.T.unsqueeze(1)  # (d, 1, width): the same for every sample
+    kept = []
+    for activation, (weight, bias) in zip(activations, others, strict=True):
+        h, slope = activation.value_and_derivative(a)
+        width, units = a.shape[1], activation.expansion
+        stacked = torch.empty((1 + d, batch, units * width), dtype=x.dtype, device=x.device)
+        stacked[0] = h
+        columns = stacked[1:].view(d, batch, units, width)
+        torch.mul(slope.view(batch, units, width), tangents.unsqueeze(2), out=columns)
+        kept += [a, tangents, slope, stacked]
+        output = torch.mm(stacked.view(-1, units * width), weight.T).view(1 + d, batch, -1)
+        a, tangents = output[0].add_(bias), output[1:]
+    return a.clone(), tangents.permute(1, 2, 0).contiguous(), kept
+
+
+def backward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    activations: Sequence[Activation],
+    kept: Sequence[Tensor],
+    grad_g: Tensor,
+    grad_J: Tensor,
+) -> list[Tensor | None]:
+    """Return the gradients by `x`, by weight and bias of every layer, and by every activation's parameters.
+
+    Args:
+        kept: from `forward`.
+        grad_g: gradient by g(x), shape (batch, d).
+        grad_J: gradient by J, shape (batch, d, d).
+    """
+    batch, d = x.shape
+    grad = torch.cat([grad_g.unsqueeze(0), grad_J.permute(2, 0, 1)])
+    by_layers: list[Tensor] = []  # from the last layer to the first: bias, weight, bias, weight, ...
+    by_parameters: list[Tensor | None] = []
+    for index in reversed(range(len(activations))):
+        activation, weight = activations[index], weights[index + 1]
+        a, tangents, slope, stacked = kept[4 * index : 4 * index + 4]
+        width, units = a.shape[1], activation.expansion
+        rows = grad.view(-1, weight.shape[0])
+        by_layers += [grad[0].sum(0), torch.mm(rows.T, stacked.view(-1, units * width))]
+        grad = torch.mm(rows, weight).view(1 + d, batch, units * width)
+        by_h, by_columns = grad[0], grad[1:].view(d, batch, units, width)
+        by_slope = (by_columns * tangents.unsqueeze(2)).sum(0).view(batch, units * width)
+        by_columns.mul_(slope.view(batch, units, width))
+        if units > 1:
+            grad = torch.empty((1 + d, batch, width), dtype=a.dtype, device=a.device)
+            torch.sum(by_columns, dim=2, out=grad[1:])
+        by_a, found = activation.pullback(a, slope, by_h, by_slope)
+        grad[0] = by_a
+        by_parameters = [*found, *by_parameters]
+    # The first layer's tangents are its own columns, the same for every sample.
+    by_layers += [grad[0].sum(0), torch.addmm(grad[1:].sum(1).T, grad[0].T, x)]
+    return [torch.mm(grad[0], weights[0]), *reversed(by_layers), *by_parameters]

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from arguments import OneOf, Range, checked
+from flows import fused
 from flows.activations import Activation, activation_names, make_activation
-from flows.fused import value_and_jacobian
 
 __all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "normalized_together", "power_iterate"]
 
@@ -202,7 +202,7 @@ class NormalizedMLP:
         needed and everything stays differentiable once more.
         """
         if self.fused and torch.is_grad_enabled():
-            return value_and_jacobian(x, self.weights, self.activations)
+            return fused.value_and_jacobian(x, self.weights, self.activations)
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
@@ -212,6 +212,16 @@ class NormalizedMLP:
             h = functional.linear(value, weight, bias)
             tangents = functional.linear(slope * repeated, weight)
         return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
+
+    def pullback(self, x: Tensor, grad_g: Tensor, grad_J: Tensor) -> list[Tensor | None]:
+        """The gradients by `x` and by `parameters()`, from those by g(x) and J, both computed again."""
+        if self.fused:
+            _, _, kept = fused.forward(x, self.weights, self.activations)
+            return fused.backward(x, [weight for weight, _ in self.weights], self.activations, kept, grad_g, grad_J)
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            inputs, outputs = [x, *self.parameters()], self.forward_with_jacobian(x)
+            return list(torch.autograd.grad(outputs, inputs, (grad_g, grad_J), allow_unused=True))
 
 
 def _float64(x: Tensor) -> Tensor:

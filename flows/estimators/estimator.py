@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import abc
-from typing import Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Literal, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flows.estimators.jacobian import DenseJacobian, Jacobian, VjpJacobian
 
-__all__ = ["JacobianMode", "LogDetEstimator", "Noise"]
+__all__ = ["JacobianMode", "LogDetEstimator", "Noise", "ResidualNet"]
 
 JacobianMode = Literal["auto", "dense", "vjp"]
 
 # Carrying J forward costs d + 1 forward passes, a product by reverse mode costs two, and a series has about
 # ten of them.
 LARGEST_DENSE_DIMENSION = 16
+
+
+class ResidualNet(Protocol):
+    """What an estimator asks of g: :class:`~flows.lipschitz.NormalizedMLP` offers it."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return g(x), shapes (batch, d) to (batch, d)."""
+
+    def parameters(self) -> Iterable[Tensor]:
+        """All tensors that g is to be differentiated by."""
+
+    def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g(x), shape (batch, d), and J, shape (batch, d, d). Not needed for `jacobian=vjp`."""
+
+    def pullback(self, x: Tensor, grad_g: Tensor, grad_J: Tensor) -> list[Tensor | None]:
+        """Return the gradients by `x` and `parameters()` from those by g(x) and J. Needed for `memory=saving`."""
 
 
 class Noise(NamedTuple):
@@ -48,7 +65,7 @@ class LogDetEstimator(abc.ABC):
         """Draw what one estimate at `x`, shape (batch, d), needs; None if the estimator is deterministic."""
         return None
 
-    def __call__(self, net: nn.Module, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: ResidualNet, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         """Return g(x) and the estimate of log det(I + J(x)): shapes (batch, d) and (batch,).
 
         The value of the second is the estimate of the log-determinant, whatever construction supplies its gradient.
@@ -59,7 +76,7 @@ class LogDetEstimator(abc.ABC):
         """Whether J at `x`, shape (batch, d), is held as a matrix."""
         return self.jacobian == "dense" or (self.jacobian == "auto" and x.shape[1] <= LARGEST_DENSE_DIMENSION)
 
-    def evaluate(self, net: nn.Module, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
+    def evaluate(self, net: ResidualNet, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
         jacobian = DenseJacobian(*net.forward_with_jacobian(x)) if self.is_dense(x) else VjpJacobian(net, x)
         log_det = self.log_det(jacobian, noise)
         return jacobian.value, log_det if torch.is_grad_enabled() else log_det.detach()

@@ -12,10 +12,10 @@ import abc
 from typing import Annotated, Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from arguments import Range
-from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise
+from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise, ResidualNet
 from flows.estimators.jacobian import DenseJacobian, Jacobian
 
 __all__ = ["Gradient", "Memory", "PowerSeries", "Probe", "ProbeCount"]
@@ -44,12 +44,14 @@ class PowerSeries(LogDetEstimator):
     def __init__(self, n_probes: int, probe: Probe, gradient: Gradient, memory: Memory, jacobian: JacobianMode) -> None:
         super().__init__(jacobian)
         self.n_probes, self.probe, self.gradient, self.memory = n_probes, probe, gradient, memory
+        self._tables: dict[int, tuple[Tensor, Tensor]] = {}  # of coefficients, by the largest N
 
     @abc.abstractmethod
     def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weights of the terms k = 1, 2, ... and, for the Neumann gradient, of the powers k = 0, 1, ...
+        """Weights w_k of the powers k = 0, 1, ... of J, in the series and in the Neumann gradient.
 
-        Both of shape (batch, terms) or (1, terms), float64 on the host.
+        Both of shape (orders, powers), or (1, powers) without a roulette, float64 on the host. The series has no
+        term k = 0: that weight is not used.
         """
 
     def draw_orders(self, batch: int) -> Tensor | None:
@@ -64,7 +66,7 @@ class PowerSeries(LogDetEstimator):
             probes = torch.randint(0, 2, shape, device=x.device).to(x.dtype) * 2 - 1
         return Noise(probes, self.draw_orders(x.shape[0]))
 
-    def __call__(self, net: nn.Module, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
+    def __call__(self, net: ResidualNet, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         noise = self.draw_noise(x) if noise is None else noise
         if self.memory == "saving" and torch.is_grad_enabled():
             saving = _DenseBackwardInForward if self.is_dense(x) else _BackwardInForward
@@ -72,35 +74,45 @@ class PowerSeries(LogDetEstimator):
         return self.evaluate(net, x, noise)
 
     def log_det(self, jacobian: Jacobian, noise: Noise) -> Tensor:
-        neumann = self.gradient == "neumann" and torch.is_grad_enabled()
-        v = noise.probes
-        batch, probes, d = v.shape
-        of_terms, of_powers = self.weights(noise.orders)
-        last = of_terms.shape[1] if not neumann else max(of_terms.shape[1], of_powers.shape[1] - 1)
-        powers = [v]
-        for _ in range(last):
-            powers.append(jacobian.vecmat(powers[-1], differentiable=not neumann))
-        stacked = torch.stack(powers, dim=1).view(batch, last + 1, probes * d)  # v^T J^k at index k
-        traces = torch.bmm(stacked, v.reshape(batch, probes * d, 1)).squeeze(2) / probes  # of J^k, estimated
-        k = torch.arange(1, of_terms.shape[1] + 1, dtype=torch.float64, device="cpu")
-        signed = _alternate(of_terms / k).to(v)
-        estimate = (signed * traces[:, 1 : of_terms.shape[1] + 1]).sum(1)
-        if not neumann:
-            return estimate
-
-        # d/dtheta log det(I + J) = E[sum_k (-1)^k w_k v^T J^k (dJ/dtheta) v]: the sum is a constant row vector,
-        # and only its product with J has a graph.
-        signed = _alternate(of_powers).to(v).expand(batch, -1).unsqueeze(1)
-        row = torch.bmm(signed, stacked[:, : of_powers.shape[1]]).view(batch, probes, d)
-        surrogate = (jacobian.vecmat(row, differentiable=True) * v).sum((1, 2)) / probes
+        if self.gradient == "series" or not torch.is_grad_enabled():
+            return self._estimate(jacobian, noise, differentiable=self.gradient == "series")[0]
+        estimate, row = self._estimate(jacobian, noise, differentiable=False)
+        # Only this product has a graph.
+        surrogate = (jacobian.vecmat(row, differentiable=True) * noise.probes).sum((1, 2))
         return surrogate + (estimate - surrogate).detach()  # the value of the estimate, the gradient of the surrogate
 
+    def _estimate(self, jacobian: Jacobian, noise: Noise, differentiable: bool) -> tuple[Tensor, Tensor]:
+        r"""The estimate, shape (batch,), and the row vectors of the Neumann gradient, shape (batch, n_probes, d).
 
-def _alternate(weights: Tensor) -> Tensor:
-    """`weights`, shape (batch, terms), with the signs +, -, +, ..."""
-    signs = torch.ones(weights.shape[1], dtype=weights.dtype, device="cpu")
-    signs[1::2] = -1
-    return weights * signs
+        With :math:`y^T = \frac{1}{m} \sum_k (-1)^k w_k v^T J^k` for each probe v, a constant, the gradient of
+        log det(I + J) is the mean of :math:`\sum_v y^T (dJ) v`.
+        """
+        v = noise.probes
+        batch, probes, d = v.shape
+        of_terms, of_powers = self._coefficients(noise.orders, v)
+        powers = [v]
+        for _ in range(of_powers.shape[1] - 1):
+            powers.append(jacobian.vecmat(powers[-1], differentiable))
+        stacked = torch.stack(powers, dim=1).view(batch, -1, probes * d)  # v^T J^k at index k
+        traces = torch.bmm(stacked, v.reshape(batch, probes * d, 1)).squeeze(2)  # of J^k, estimated, times m
+        row = torch.bmm(of_powers.expand(batch, -1).unsqueeze(1), stacked).view(batch, probes, d)
+        return (of_terms * traces).sum(1), row
+
+    def _coefficients(self, orders: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients of v^T J^k v in the estimate and of v^T J^k in the gradient, k = 0, 1, ...: (batch, powers).
+
+        For every N once and for all, then looked up: the host would spend more on them than on the series.
+        """
+        largest = 0 if orders is None else int(orders.max())
+        if largest not in self._tables:
+            all_orders = None if orders is None else torch.arange(largest + 1, dtype=torch.float64, device="cpu")
+            in_series, in_gradient = self.weights(all_orders)
+            k = torch.arange(in_series.shape[1], dtype=torch.float64, device="cpu")
+            sign = 1 - 2 * (k % 2)
+            of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0)
+            self._tables[largest] = of_terms / self.n_probes, sign * in_gradient / self.n_probes
+        tables = self._tables[largest]
+        return tuple((table if orders is None else table[orders]).to(like) for table in tables)
 
 
 class _BackwardInForward(torch.autograd.Function):
@@ -112,7 +124,7 @@ class _BackwardInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, estimator: PowerSeries, net: nn.Module, noise: Noise, x: Tensor, *parameters: Tensor
+        ctx: Any, estimator: PowerSeries, net: ResidualNet, noise: Noise, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -144,13 +156,16 @@ class _DenseBackwardInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, estimator: PowerSeries, net: nn.Module, noise: Noise, x: Tensor, *parameters: Tensor
+        ctx: Any, estimator: PowerSeries, net: ResidualNet, noise: Noise, x: Tensor, *parameters: Tensor
     ) -> tuple[Tensor, Tensor]:
         g, J = net.forward_with_jacobian(x)
         with torch.enable_grad():
             J = J.detach().requires_grad_()
-            log_det = estimator.log_det(DenseJacobian(g, J), noise)
-            by_J = torch.autograd.grad(log_det.sum(), J)[0]
+            log_det, row = estimator._estimate(DenseJacobian(g, J), noise, estimator.gradient == "series")
+            if estimator.gradient == "series":
+                by_J = torch.autograd.grad(log_det.sum(), J)[0]
+            else:
+                by_J = torch.bmm(row.mT, noise.probes)  # of sum_v y^T J v
         ctx.net = net
         ctx.save_for_backward(x, by_J)
         return g, log_det.detach()
@@ -159,11 +174,7 @@ class _DenseBackwardInForward(torch.autograd.Function):
     def backward(ctx: Any, grad_g: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         _require_equal(grad_log_det)
         x, by_J = ctx.saved_tensors
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            inputs, outputs = (x, *ctx.net.parameters()), ctx.net.forward_with_jacobian(x)
-            gradients = torch.autograd.grad(outputs, inputs, (grad_g, by_J * grad_log_det[0]), allow_unused=True)
-        return None, None, None, *gradients
+        return None, None, None, *ctx.net.pullback(x, grad_g, by_J * grad_log_det[0])
 
 
 def _require_equal(weights: Tensor) -> None:

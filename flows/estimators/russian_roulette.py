@@ -51,8 +51,8 @@ class RussianRoulette(PowerSeries):
     def draw_orders(self, batch: int) -> Tensor:
         shape = (batch if self.share == "sample" else 1,)
         if self.distribution == "geometric":
-            return torch.empty(shape, dtype=torch.float64, device="cpu").geometric_(self.p)
-        return torch.poisson(torch.full(shape, self.rate, dtype=torch.float64, device="cpu"))
+            return torch.empty(shape, dtype=torch.float64, device="cpu").geometric_(self.p).long()
+        return torch.poisson(torch.full(shape, self.rate, dtype=torch.float64, device="cpu")).long()
 
     def survival(self, k: Tensor) -> Tensor:
         """P(N >= k) for whole numbers `k`, float64; 1 for the k at or below the support's start."""
@@ -66,4 +66,4 @@ class RussianRoulette(PowerSeries):
         last = self.n_exact_terms + orders.unsqueeze(1)  # each sample's own last term: its weights beyond are zero
         k = torch.arange(int(last.max()) + 1, dtype=torch.float64, device="cpu")
         weights = torch.where(k <= last, 1 / self.survival(k - self.n_exact_terms), 0.0)
-        return weights[:, 1:], weights
+        return weights, weights

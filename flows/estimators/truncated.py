@@ -38,9 +38,10 @@ class Truncated(PowerSeries):
         self.n_terms = n_terms
 
     def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
-        # The gradient of tr(J^k) / k is tr(J^(k-1) dJ): n terms of the series have the powers 0 to n - 1.
-        ones = torch.ones(1, self.n_terms, dtype=torch.float64, device="cpu")
-        return ones, ones
+        in_series = torch.ones(1, self.n_terms + 1, dtype=torch.float64, device="cpu")
+        in_gradient = in_series.clone()
+        in_gradient[:, -1] = 0  # that of tr(J^k) / k is tr(J^(k-1) dJ): n terms have the powers 0 to n - 1
+        return in_series, in_gradient
 
 
 def truncation_bound(lipschitz: float, n_terms: int, dimensions: int) -> float:
