@@ -216,8 +216,9 @@ class NormalizedMLP:
     def pullback(self, x: Tensor, grad_g: Tensor, grad_J: Tensor) -> list[Tensor | None]:
         """The gradients by `x` and by `parameters()`, from those by g(x) and J, both computed again."""
         if self.fused:
-            _, _, kept = fused.forward(x, self.weights, self.activations)
-            return fused.backward(x, [weight for weight, _ in self.weights], self.activations, kept, grad_g, grad_J)
+            with torch.no_grad():
+                _, _, kept = fused.forward(x, self.weights, self.activations)
+                return fused.backward(x, [weight for weight, _ in self.weights], self.activations, kept, grad_g, grad_J)
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             inputs, outputs = [x, *self.parameters()], self.forward_with_jacobian(x)
