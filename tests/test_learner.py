@@ -13,7 +13,7 @@ from flows.activations import activation_names
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
 from training.evaluation import HeldOut, evaluate
 from training.learner import Learner
-from training.optimizers import adam
+from training.optimizers import adam, muon
 
 ESTIMATORS = {
     "exact": Exact(),
@@ -38,6 +38,13 @@ def make_learner(
 
 def batch(n: int = 64) -> torch.Tensor:
     return Moons().sample(n, torch.Generator().manual_seed(0))
+
+
+def test_a_step_of_muon_on_the_meta_device() -> None:
+    flow = ResidualFlow(2, RussianRoulette(), blocks=3, width=8).to("meta")
+    learner = Learner(flow, muon(flow, lr=1e-2), clip_norm=1.0, ema_decay=0.9, power_iterations=1)
+    learner.backward(torch.empty(64, 2, device="meta"))
+    learner.update(1.0)
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)

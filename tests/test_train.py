@@ -69,6 +69,12 @@ class TestRunFolder:
         assert result.summary["inverse_error"] < 1e-4
         assert float(result.rows[-1]["logdet_std"]) == 0 if estimator == "exact" else True
 
+    @pytest.mark.parametrize(("paper", "activation"), [("iresnet", "elu"), ("resflow", "lipswish")])
+    def test_the_papers_own_recipes_run(self, run: Run, tmp_path: Path, paper: str, activation: str) -> None:
+        result = run("train", f"experiment=paper/{paper}", *TINY, NO_PLOTS, folder=tmp_path / "run")
+        assert (result.summary["flow"], result.summary["optimizer"]) == (paper, "adam")
+        assert f"activation: {activation}" in (tmp_path / "run" / "config.yaml").read_text()
+
     @pytest.mark.parametrize(("flow", "estimator"), [("iresnet", "truncated"), ("resflow", "russian_roulette")])
     def test_each_flow_brings_its_papers_estimator(self, run: Run, tmp_path: Path, flow: str, estimator: str) -> None:
         result = run("train", f"flow={flow}", *TINY, NO_PLOTS, folder=tmp_path / "run")
@@ -96,9 +102,12 @@ class TestSettings:
             ("", "flow.depth=1"),
             ("", "flow.coeff=0.5"),
             ("", "flow.actnorm=false"),
-            *(("", f"flow.activation={name}") for name in ["elu", "softplus", "tanh", "clipswish", "sin", "sincos"]),
+            *(("", f"flow.activation={name}") for name in ["elu", "softplus", "tanh", "lipswish", "clipswish", "sin"]),
             ("", "data.noise=0.3"),
-            ("", "optimizer.lr=1e-3"),
+            ("", "optimizer.lr=1e-2"),
+            ("", "optimizer.adam_lr=1e-3"),
+            ("", "optimizer.momentum=0.5"),
+            ("", "optimizer=adam"),
             ("", "optimizer.beta1=0.5"),
             ("", "optimizer.beta2=0.5"),
             ("", "seed=1"),

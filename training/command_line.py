@@ -119,7 +119,7 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
         if override.is_sweep_override():
             raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
         if group.is_dir() and not search:
-            names = sorted(path.stem for path in group.glob("*.yaml"))
+            names = sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
             value = override.value()
             if value not in names:
                 raise ArgumentError(key, " | ".join(names), f"{value!r}{nearest(str(value), names)}")

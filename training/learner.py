@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from flows import Flow
 from flows.lipschitz import LipschitzLinear, normalized_together, power_iterate
+from training.optimizers import AnyOptimizer
 
 __all__ = ["Learner"]
 
@@ -29,7 +30,7 @@ class Learner:
     """
 
     def __init__(
-        self, flow: Flow, optimizer: torch.optim.Optimizer, clip_norm: float, ema_decay: float, power_iterations: int
+        self, flow: Flow, optimizer: AnyOptimizer, clip_norm: float, ema_decay: float, power_iterations: int
     ) -> None:
         self.flow, self.optimizer = flow, optimizer
         self.clip_norm, self.ema_decay, self.power_iterations = clip_norm, ema_decay, power_iterations

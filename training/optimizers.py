@@ -8,18 +8,32 @@ import torch
 from torch import nn
 
 from arguments import Range, checked
+from training.muon import Muon, Together
 
-__all__ = ["adam"]
+__all__ = ["AnyOptimizer", "adam", "muon"]
+
+AnyOptimizer = torch.optim.Optimizer | Together
+
+Rate = Annotated[float, Range(gt=0)]
+Decay = Annotated[float, Range(ge=0, lt=1)]
 
 
 @checked
-def adam(
-    flow: nn.Module,
-    lr: Annotated[float, Range(gt=0)],
-    beta1: Annotated[float, Range(ge=0, lt=1)] = 0.9,
-    beta2: Annotated[float, Range(ge=0, lt=1)] = 0.99,
-) -> torch.optim.Optimizer:
-    """Adam (Kingma and Ba 2015) on all parameters of `flow`, in one fused kernel where the device has it."""
-    parameters = list(flow.parameters())
-    fused = parameters[0].device.type in ("cpu", "cuda", "mps")
+def adam(flow: nn.Module, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> torch.optim.Optimizer:
+    """Adam (Kingma and Ba 2015) on all parameters of `flow`."""
+    return _adam(list(flow.parameters()), lr, beta1, beta2)
+
+
+@checked
+def muon(
+    flow: nn.Module, lr: Rate, momentum: Decay = 0.95, adam_lr: Rate = 5e-3, beta1: Decay = 0.9, beta2: Decay = 0.99
+) -> Together:
+    """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters."""
+    matrices = [parameter for parameter in flow.parameters() if parameter.ndim == 2]
+    others = [parameter for parameter in flow.parameters() if parameter.ndim != 2]
+    return Together(Muon(matrices, lr, momentum), _adam(others, adam_lr, beta1, beta2))
+
+
+def _adam(parameters: list[nn.Parameter], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
+    fused = parameters[0].device.type in ("cpu", "cuda", "mps")  # one kernel for all parameters, where there is one
     return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), fused=fused)

@@ -26,6 +26,7 @@ from training.diagnosis import NonFiniteLossError, diagnose
 from training.evaluation import HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
 from training.learner import Learner
+from training.optimizers import AnyOptimizer
 
 __all__ = ["Trainer"]
 
@@ -80,7 +81,7 @@ class Trainer:
         self,
         flow: Flow,
         target: TargetDensity,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AnyOptimizer,
         folder: Path,
         seed: int,
         title: str,

@@ -1,0 +1,75 @@
+"""Muon against exact singular values, and as an optimizer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flows import ResidualFlow
+from flows.estimators import Exact
+from training.muon import Muon, orthogonalize
+from training.optimizers import adam, muon
+
+
+@pytest.mark.parametrize("shape", [(4, 48, 48), (3, 48, 2), (3, 2, 96), (1, 5, 7)])
+def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int, int]) -> None:
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 100
+    sigma = torch.linalg.svdvals(orthogonalize(matrices))
+    # The smallest values of a square random matrix may not have risen yet: most have.
+    assert float(sigma.max()) < 1.25
+    assert float((sigma > 0.6).float().mean()) > 0.9
+
+
+def test_orthogonalizing_keeps_the_singular_vectors() -> None:
+    U, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(1)))
+    V, _ = torch.linalg.qr(torch.randn(6, 6, generator=torch.Generator().manual_seed(2)))
+    found = U.T @ orthogonalize((U @ torch.diag(torch.linspace(1, 2, 6)) @ V.T).unsqueeze(0))[0] @ V
+    torch.testing.assert_close(found - torch.diag(found.diag()), torch.zeros(6, 6), rtol=0, atol=1e-4)
+
+
+def test_a_step_is_that_of_the_formula() -> None:
+    weight = torch.nn.Parameter(torch.zeros(3, 8))
+    optimizer = Muon([weight], lr=0.1, momentum=0.9)
+    momentum = torch.zeros(3, 8)
+    expected = torch.zeros(3, 8)
+    for seed in range(3):
+        gradient = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
+        weight.grad = gradient.clone()
+        optimizer.step()
+        momentum = 0.9 * momentum + 0.1 * gradient
+        update = orthogonalize((0.1 * gradient + 0.9 * momentum).unsqueeze(0))[0]
+        expected -= 0.1 * 0.2 * 8**0.5 * update
+    torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_every_parameter_has_its_optimizer() -> None:
+    flow = ResidualFlow(2, Exact(), blocks=2, width=8, activation="lipswish")
+    for build in (adam, muon):
+        groups = build(flow, lr=1e-2).param_groups
+        moved = [parameter for group in groups for parameter in group["params"]]
+        assert {id(parameter) for parameter in moved} == {id(parameter) for parameter in flow.parameters()}
+        assert len(moved) == len(list(flow.parameters()))
+
+
+def test_state_goes_on_where_it_stopped() -> None:
+    def train(flow: ResidualFlow, optimizer: object, steps: int) -> None:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (-flow.log_prob(x).mean()).backward()
+            optimizer.step()
+
+    x = torch.randn(64, 2, generator=torch.Generator().manual_seed(3))
+    results = []
+    for interrupted in (False, True):
+        torch.manual_seed(4)
+        flow = ResidualFlow(2, Exact(), blocks=2, width=8)
+        optimizer = muon(flow, lr=1e-2)
+        train(flow, optimizer, 3)
+        if interrupted:
+            state = optimizer.state_dict()
+            optimizer = muon(flow, lr=1e-2)
+            optimizer.load_state_dict(state)
+        train(flow, optimizer, 3)
+        results.append([parameter.detach().clone() for parameter in flow.parameters()])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

@@ -1,0 +1,87 @@
+"""Muon: updates orthogonalized in the norm that the Lipschitz constraint lives in."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Muon", "Together", "orthogonalize"]
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values towards 1
+STEPS = 5
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    r"""Return :math:`U V^T` of each matrix :math:`U \Sigma V^T`, roughly: singular values within about [0.7, 1.2].
+
+    Newton-Schulz iteration with Jordan's coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+
+    Args:
+        matrices: shape (batch, rows, columns): all of a flow's matrices of one shape, in one product.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    X = matrices.mT if tall else matrices
+    X = X / (torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True) + 1e-12)
+    a, b, c = COEFFICIENTS
+    for _ in range(STEPS):
+        A = X @ X.mT
+        X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
+    return X.mT if tall else X
+
+
+class Muon(torch.optim.Optimizer):
+    r"""Momentum, orthogonalized, for weight matrices.
+
+    .. math:: W \leftarrow W - \eta\, 0.2 \sqrt{\max(m, n)}\; \mathrm{orthogonalize}(\text{Nesterov momentum})
+
+    for W of shape (m, n). The factor gives an update the size of one of Adam's (Liu et al. 2025, arXiv 2502.16982).
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
+            for parameter in group["params"]:
+                by_shape[parameter.shape].append(parameter)
+            for shape, matrices in by_shape.items():
+                gradients = torch.stack([matrix.grad for matrix in matrices])
+                # The momentum of all matrices of one shape is one tensor, kept as the state of the first.
+                state = self.state[matrices[0]]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(gradients)
+                average = state["momentum"].lerp_(gradients, 1 - group["momentum"])
+                update = orthogonalize(torch.lerp(gradients, average, group["momentum"]))
+                torch._foreach_add_(matrices, list(update), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+
+class Together:
+    """Several optimizers, each of its own parameters, behind the interface of one."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        for optimizer, part in zip(self.optimizers, state, strict=True):
+            optimizer.load_state_dict(part)
