@@ -62,7 +62,8 @@ class DensityGif:
 
     def _place(self, where: tuple[int, int, int, int], density: np.ndarray) -> None:
         left, top, width, height = where
-        share = Image.fromarray(np.clip(density[::-1] / self.top, 0, 1).astype(np.float32))
+        finite = np.nan_to_num(density[::-1], nan=0.0)  # a flow that overflows somewhere still has a picture
+        share = Image.fromarray(np.clip(finite / self.top, 0, 1).astype(np.float32))
         smooth = np.asarray(share.resize((width, height), Image.Resampling.BILINEAR))
         levels = GREYS + np.minimum(smooth * DENSITY_LEVELS, DENSITY_LEVELS - 1).astype(np.uint8)
         self._canvas[top : top + height, left : left + width] = levels

@@ -98,7 +98,7 @@ class EpochFigure:
         for artist in self._moving:
             artist.axes.draw_artist(artist)
         self.figure.draw_artist(self.heading)
-        return np.asarray(canvas.buffer_rgba())[..., :3]
+        return np.array(canvas.buffer_rgba())[..., :3]
 
     def save(self, path: Path) -> None:
         """Write a PNG."""

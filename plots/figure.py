@@ -39,7 +39,7 @@ def style_axes(axes: Axes, window: Window, title: str) -> None:
 def pixels(figure: Figure) -> np.ndarray:
     """Draw, and return the picture: shape (height, width, 3), uint8."""
     figure.canvas.draw()
-    return np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    return np.array(figure.canvas.buffer_rgba())[..., :3]
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -17,9 +19,7 @@ TRAILER = b";"
 
 
 class GifFile:
-    """A GIF of one palette, looping, that opens at any moment: each change replaces the file at once.
-
-    Old frames are never decoded: a new one is spliced in before the trailer.
+    """A GIF of one palette, looping, that opens at any moment, whatever happens while it grows.
 
     Args:
         path: the file.
@@ -39,16 +39,39 @@ class GifFile:
         write_atomically(self.path, _head(frame, self.palette) + _block(frame, (0, 0), milliseconds) + TRAILER)
 
     def append(self, part: np.ndarray, corner: tuple[int, int], milliseconds: int) -> None:
-        """Add a frame that differs from the one before in `part`, whose upper left pixel is at `corner`, (x, y)."""
-        before = self.path.read_bytes()
-        write_atomically(self.path, before[: -len(TRAILER)] + _block(part, corner, milliseconds) + TRAILER)
+        """Add a frame that differs from the one before in `part`, whose upper left pixel is at `corner`, (x, y).
+
+        The frame is written behind the trailer, where readers do not look. Then the trailer's one byte becomes the
+        frame's first: a process killed at any moment leaves the old animation or the new.
+        """
+        block = _block(part, corner, milliseconds)
+        with open(self.path, "r+b") as file:
+            trailer = file.seek(-len(TRAILER), io.SEEK_END)
+            _write_at(file, trailer + 1, block[1:] + TRAILER)
+            _write_at(file, trailer, block[:1])
 
     def truncate(self, length: int) -> None:
-        """Take the file back to when it was `length` bytes long; 0 removes it."""
+        """Take the file back to when it was `length` bytes long; 0 removes it.
+
+        Raises:
+            ValueError: the file was never so long.
+        """
         if length == 0:
             self.path.unlink(missing_ok=True)
-        elif length < self.length:
-            write_atomically(self.path, self.path.read_bytes()[: length - len(TRAILER)] + TRAILER)
+            return
+        if length > self.length:
+            raise ValueError(f"{self.path} has {self.length} bytes, not the {length} that the checkpoint speaks of")
+        with open(self.path, "r+b") as file:
+            _write_at(file, length - len(TRAILER), TRAILER)
+            file.truncate(length)
+
+
+def _write_at(file: BinaryIO, position: int, data: bytes) -> None:
+    """Write `data` at `position`, and return when it is on the disk."""
+    file.seek(position)
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def write_gif(path: Path, palette: np.ndarray, frames: Iterable[tuple[np.ndarray, int]]) -> None:

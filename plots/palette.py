@@ -13,7 +13,7 @@ from matplotlib import colormaps
 __all__ = ["DENSITY_MAP", "GREYS", "POINT_COLORS", "color_of_angle", "density_palette", "point_palette"]
 
 DENSITY_MAP = "magma"
-DENSITY_LEVELS = 112
+DENSITY_LEVELS = 64
 GREYS = 16  # from black to white
 HUES, SHADES = 24, 4  # of points, by their angle and distance in the base
 POINT_COLORS = HUES * SHADES
@@ -24,7 +24,7 @@ def _greys() -> np.ndarray:
 
 
 def density_palette() -> np.ndarray:
-    """Greys, then the levels of the density map: shape (128, 3), uint8."""
+    """Greys, then the levels of the density map: shape (80, 3), uint8."""
     levels = colormaps[DENSITY_MAP](np.linspace(0, 1, DENSITY_LEVELS))[:, :3] * 255
     return np.concatenate([_greys(), levels]).round().astype(np.uint8)
 

@@ -54,5 +54,5 @@ def belonging_together(folder: Path, setting: str) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
-        accepts = "a folder whose checkpoint.pt and config.yaml belong together"
+        accepts = "a folder whose files are all of one run, as train.py left them"
         raise ArgumentError(setting, accepts, f"{str(folder)!r}") from error

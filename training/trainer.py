@@ -272,7 +272,8 @@ class Trainer:
         if self.progress.rows:
             self._write_metrics()
         if self.pictures is not None:
-            self.pictures.rewind(state["density_gif"])
+            with belonging_together(self.folder, "resume"):
+                self.pictures.rewind(state["density_gif"])
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
