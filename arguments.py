@@ -105,8 +105,9 @@ def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], pr
     for name, value in arguments.items():
         if name not in known:
             settings = ", ".join(known)
-            raise ArgumentError(f"{prefix}{name}", f"nothing: the settings here are {settings}",
-                                f"{value!r}{nearest(name, known)}")
+            raise ArgumentError(
+                f"{prefix}{name}", f"nothing: the settings here are {settings}", f"{value!r}{nearest(name, known)}"
+            )
         if name in hints:
             check_value(f"{prefix}{name}", value, hints[name])
 

@@ -10,7 +10,7 @@ from typing import Annotated
 import torch
 from omegaconf import DictConfig
 
-from arguments import Range
+from arguments import ArgumentError, Range
 from training.command_line import command
 from training.configuration import build, choose_device
 from training.run_folder import describe, open_folder
@@ -39,6 +39,10 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     target = build(config.data)
     flow = build(config.flow, dimensions=2).to(device)
     optimizer = build(config.optimizer)(flow)
+    try:
+        target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
+    except ArgumentError as error:
+        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
     open_folder(folder, config, resume=settings.resume is not None)
     trainer = build(
         config.trainer,

@@ -34,7 +34,9 @@ class ActNorm(Bijection):
         return self(x)[0]
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return x * self.log_scale.exp() + self.shift, self.log_scale.sum().expand(x.shape[0])
+        s = self.log_scale.to(x.dtype)
+        return x * s.exp() + self.shift, s.sum().expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return (z - self.shift) * (-self.log_scale).exp(), (-self.log_scale).sum().expand(z.shape[0])
+        s = self.log_scale.to(z.dtype)
+        return (z - self.shift) * (-s).exp(), (-s).sum().expand(z.shape[0])

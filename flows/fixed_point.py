@@ -9,6 +9,7 @@ from torch import Tensor
 
 from flows.estimators.exact import log_det_plus_identity
 from flows.lipschitz import LipschitzMLP
+from flows.precision import widened
 
 __all__ = ["InverseError", "solve_fixed_point"]
 
@@ -36,10 +37,8 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
     L = net.lipschitz()
     if not L < 1:
         raise InverseError(f"the residual's Lipschitz constant is {L:.6g}, so that the block has no certified inverse")
-    # In float64, since the rounding of r is divided by 1 - L as well.
-    dtype = z.dtype if z.device.type == "mps" else torch.float64
-    g_of = net.normalize(dtype)
-    z = z.to(dtype)
+    z = widened(z)  # the rounding of r is divided by 1 - L as well
+    g_of = net.normalize(z.dtype)
     if not torch.isfinite(z).all():
         raise InverseError("a point to invert is not finite")
 
@@ -62,19 +61,17 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
         if done.any():
             finished = active[done]
             solution[finished] = x[done]
-            log_det[finished] = log_det_plus_identity(
-                g_of.forward_with_jacobian(x[done])[1] if J is None else J[done]
-            )
+            log_det[finished] = log_det_plus_identity(g_of.forward_with_jacobian(x[done])[1] if J is None else J[done])
         keep = ~done
         active, steps = active[keep], steps + 1
         if steps > most_steps and active.numel():
             raise InverseError(
                 f"{active.numel()} of {z.shape[0]} points are not within {tolerance:g} of their inverse after {steps} "
-                f"steps (largest bound {float(norm.max()) / (1 - L):.3g}): too close for the rounding of {dtype}"
+                f"steps (largest bound {float(norm.max()) / (1 - L):.3g}): too close for the rounding of {z.dtype}"
             )
         x, r, norm, fallback, limit = x[keep], r[keep], norm[keep], fallback[keep], limit[keep]
         accepted = (norm <= limit).unsqueeze(1)
-        step = torch.linalg.solve(J[keep] + torch.eye(z.shape[1], dtype=dtype, device=z.device), r) if newton else r
+        step = torch.linalg.solve(J[keep] + torch.eye(z.shape[1], dtype=z.dtype, device=z.device), r) if newton else r
         x, fallback = torch.where(accepted, x + step, fallback), x + r
         # After a rejected step comes a fixed-point step, which shrinks the residual by L: no limit is needed.
         limit = torch.where(accepted.squeeze(1), L * norm, math.inf)

@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 from flows.actnorm import ActNorm
 from flows.bijection import Bijection
+from flows.precision import widened
 
 __all__ = ["Flow"]
 
 
 class Flow(Bijection):
     """A density on R^d: `bijections` carry data x to base z ~ N(0, I), first to last.
+
+    In evaluation mode, and in the inverse, all is computed in float64 and rounded once, at the end, so that
+    `inverse(forward(x))` is x as closely as z can hold it. Training is in the dtype of its input.
 
     Args:
         bijections: in the order in which data passes them.
@@ -28,18 +32,20 @@ class Flow(Bijection):
         self.dimensions = dimensions
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = x.new_zeros(x.shape[0])
+        z = x if self.training else widened(x)
+        log_det = z.new_zeros(z.shape[0])
         for bijection in self.bijections:
-            x, term = bijection(x)
+            z, term = bijection(z)
             log_det = log_det + term
-        return x, log_det
+        return z.to(x.dtype), log_det.to(x.dtype)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = z.new_zeros(z.shape[0])
+        x = widened(z)
+        log_det = x.new_zeros(x.shape[0])
         for bijection in reversed(self.bijections):
-            z, term = bijection.inverse(z)
+            x, term = bijection.inverse(x)
             log_det = log_det + term
-        return z, log_det
+        return x.to(z.dtype), log_det.to(z.dtype)
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape (batch,): log N(z; 0, I) + log |det dz/dx|."""
@@ -62,14 +68,15 @@ class Flow(Bijection):
 
         ActNorm, an affine map, is no stage of its own: it is taken together with the block beside it.
         """
-        path = [z]
+        x = widened(z)
+        path = [x]
         for bijection in reversed(self.bijections):
-            z = bijection.inverse(z)[0]
+            x = bijection.inverse(x)[0]
             if not isinstance(bijection, ActNorm):
-                path.append(z)
+                path.append(x)
             elif len(path) > 1:
-                path[-1] = z
-        return path
+                path[-1] = x
+        return [x.to(z.dtype) for x in path]
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:

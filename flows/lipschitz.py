@@ -144,20 +144,18 @@ class LipschitzMLP(nn.Module):
         sizes = [(dimensions, width), *[(hidden, width)] * (depth - 1), (hidden, dimensions)]
         self.layers = nn.ModuleList(LipschitzLinear(n_in, n_out, coeff) for n_in, n_out in sizes)
 
-    def normalize(self, dtype: torch.dtype | None = None) -> NormalizedMLP:
+    def normalize(self, dtype: torch.dtype) -> NormalizedMLP:
         """The network as it stands, its weights normalized once for all passes. In training mode it is fused."""
-        weights = [(layer.normalized_weight(), layer.bias) for layer in self.layers]
-        if dtype is not None:
-            weights = [(weight.to(dtype), bias.to(dtype)) for weight, bias in weights]
+        weights = [(layer.normalized_weight().to(dtype), layer.bias.to(dtype)) for layer in self.layers]
         return NormalizedMLP(weights, list(self.activations), fused=self.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return g(x), shapes (batch, d) to (batch, d)."""
-        return self.normalize()(x)
+        return self.normalize(x.dtype)(x)
 
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return g(x) and its Jacobian: see :meth:`NormalizedMLP.forward_with_jacobian`."""
-        return self.normalize().forward_with_jacobian(x)
+        return self.normalize(x.dtype).forward_with_jacobian(x)
 
     def lipschitz(self) -> float:
         r"""A certified bound on Lip(g): the exact :math:`\sigma(\tilde W)` times the activations' constants."""

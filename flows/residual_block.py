@@ -29,7 +29,7 @@ class ResidualBlock(Bijection):
         self.net, self.estimator, self.tolerance = net, estimator, tolerance
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        g, log_det = (self.estimator if self.training else _EXACT)(self.net.normalize(), x)
+        g, log_det = (self.estimator if self.training else _EXACT)(self.net.normalize(x.dtype), x)
         return x + g, log_det
 
     @torch.no_grad()

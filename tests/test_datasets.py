@@ -162,9 +162,7 @@ def test_eight_gaussians_against_scipy() -> None:
     expected = np.log(
         np.mean(
             [
-                scipy.stats.multivariate_normal.pdf(
-                    points * 1.414, [4 * np.cos(a), 4 * np.sin(a)], 0.25 * np.eye(2)
-                )
+                scipy.stats.multivariate_normal.pdf(points * 1.414, [4 * np.cos(a), 4 * np.sin(a)], 0.25 * np.eye(2))
                 for a in angles
             ],
             axis=0,
@@ -210,6 +208,18 @@ def test_entropy_converges_for_small_noise(noise: float) -> None:
     density = Rings(radii=(1.0,), scale=3.0, noise=noise)
     expected = math.log(2 * math.pi * 3) + 0.5 * math.log(2 * math.pi * math.e * noise**2)
     assert density.entropy == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("noise", [0.02, 3e-4, 1e-5])
+@pytest.mark.parametrize("kind", [Moons, Rings, EightGaussians])
+def test_entropy_of_a_thin_density_is_right_or_refused(kind: type[TargetDensity], noise: float) -> None:
+    density = kind(noise=noise)
+    if noise < 0.02:
+        with pytest.raises(ArgumentError, match=r"^noise accepts .* wide enough to integrate"):
+            density.entropy  # noqa: B018
+        return
+    log_p = density.log_prob(density.sample(DRAWS, torch.Generator().manual_seed(2)).double())
+    assert density.entropy == pytest.approx(-float(log_p.mean()), abs=4 * float(log_p.std()) / math.sqrt(DRAWS))
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ class TestContract:
 
     def test_shapes_and_value_of_g(self, estimator: LogDetEstimator) -> None:
         net, x = make_net(3), points(5, 3)
-        g, log_det = estimator(net.normalize(), x)
+        g, log_det = estimator(net.normalize(x.dtype), x)
         assert g.shape == (5, 3)
         assert log_det.shape == (5,)
         torch.testing.assert_close(g, net(x), rtol=0, atol=1e-13)
@@ -88,21 +88,23 @@ class TestContract:
     def test_same_noise_same_estimate(self, estimator: LogDetEstimator) -> None:
         net, x = make_net(2), points(6, 2)
         noise = estimator.draw_noise(x)
-        assert torch.equal(estimator(net.normalize(), x, noise)[1], estimator(net.normalize(), x, noise)[1])
+        assert torch.equal(
+            estimator(net.normalize(x.dtype), x, noise)[1], estimator(net.normalize(x.dtype), x, noise)[1]
+        )
 
     def test_value_is_the_same_without_a_graph(self, estimator: LogDetEstimator) -> None:
         net, x = make_net(2), points(6, 2)
         noise = estimator.draw_noise(x)
-        expected = estimator(net.normalize(), x, noise)[1]
+        expected = estimator(net.normalize(x.dtype), x, noise)[1]
         with torch.no_grad():
-            g, log_det = estimator(net.normalize(), x, noise)
+            g, log_det = estimator(net.normalize(x.dtype), x, noise)
         assert not g.requires_grad
         assert not log_det.requires_grad
         torch.testing.assert_close(log_det, expected.detach(), rtol=0, atol=1e-13)
 
     def test_gradient_reaches_every_parameter_and_the_input(self, estimator: LogDetEstimator) -> None:
         net, x = make_net(2), points(6, 2).requires_grad_()
-        g, log_det = estimator(net.normalize(), x)
+        g, log_det = estimator(net.normalize(x.dtype), x)
         (log_det.mean() + (g * g).mean()).backward()
         for parameter in [*net.parameters(), x]:
             assert parameter.grad is not None
@@ -112,7 +114,7 @@ class TestContract:
     def test_runs_where_there_are_no_values(self, estimator: LogDetEstimator) -> None:
         """On the meta device a wait for a value, or a tensor made elsewhere, is an error."""
         net, x = make_net(2).to("meta"), torch.empty(6, 2, dtype=torch.float64, device="meta", requires_grad=True)
-        g, log_det = estimator(net.normalize(), x)
+        g, log_det = estimator(net.normalize(x.dtype), x)
         (log_det.mean() + g.sum()).backward()
         assert x.grad.device.type == "meta"
 
@@ -122,7 +124,7 @@ class TestContract:
 def test_exact_agrees_with_slogdet_of_jacrev(dimensions: int, jacobian: str) -> None:
     net, x = make_net(dimensions, 0.97), points(30, dimensions).requires_grad_()
     expected = exact_log_det(net, x)
-    _, log_det = Exact(jacobian)(net.normalize(), x)
+    _, log_det = Exact(jacobian)(net.normalize(x.dtype), x)
     torch.testing.assert_close(log_det, expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(gradients(log_det, net, x), gradients(expected, net, x), rtol=0, atol=1e-10)
 
@@ -135,7 +137,7 @@ def test_dense_and_vjp_agree_for_the_same_noise(estimator: LogDetEstimator, dime
     for jacobian in ("dense", "vjp"):
         twin = type(estimator).__new__(type(estimator))
         vars(twin).update({**vars(estimator), "jacobian": jacobian})
-        log_det = twin(net.normalize(), x, noise)[1]
+        log_det = twin(net.normalize(x.dtype), x, noise)[1]
         found.append((log_det, gradients(log_det, net, x)))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-10)
 
@@ -150,7 +152,7 @@ def test_saving_memory_changes_no_gradient(dimensions: int, gradient: str, kind:
     for memory in ("standard", "saving"):
         estimator = kind(gradient=gradient, memory=memory)
         noise = found[0][0] if found else estimator.draw_noise(x)
-        g, log_det = estimator(net.normalize(), x, noise)
+        g, log_det = estimator(net.normalize(x.dtype), x, noise)
         found.append((noise, gradients(-0.1 * log_det + (upstream * g).sum(1), net, x)))
     torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=1e-10)
 
@@ -158,7 +160,7 @@ def test_saving_memory_changes_no_gradient(dimensions: int, gradient: str, kind:
 @pytest.mark.parametrize("kind", [Truncated, RussianRoulette])
 def test_saving_memory_refuses_unequal_weights(kind: type) -> None:
     net, x = make_net(2), points(6, 2)
-    _, log_det = kind(memory="saving")(net.normalize(), x)
+    _, log_det = kind(memory="saving")(net.normalize(x.dtype), x)
     with pytest.raises(RuntimeError, match="memory=saving needs the same weight"):
         (log_det * torch.linspace(1, 2, 6, dtype=torch.float64)).sum().backward()
 
@@ -171,7 +173,7 @@ def test_truncation_error_obeys_its_bound(dimensions: int, n_terms: int) -> None
     estimator = Truncated(n_terms, n_probes=dimensions)
     noise = estimator.draw_noise(x)
     basis = torch.eye(dimensions, dtype=torch.float64).expand_as(noise.probes) * math.sqrt(dimensions)
-    _, log_det = estimator(net.normalize(), x, noise._replace(probes=basis))
+    _, log_det = estimator(net.normalize(x.dtype), x, noise._replace(probes=basis))
     error = float((log_det - exact_log_det(net, x)).detach().abs().max())
     assert 0 < error <= truncation_bound(net.lipschitz(), n_terms, dimensions)
 
@@ -208,7 +210,7 @@ def test_russian_roulette_is_unbiased(dimensions: int, choice: dict) -> None:
     torch.manual_seed(1)
     with torch.no_grad():
         repeated = x.repeat_interleave(DRAWS, dim=0)
-        draws = RussianRoulette(**choice)(net.normalize(), repeated)[1].view(2, DRAWS).T
+        draws = RussianRoulette(**choice)(net.normalize(x.dtype), repeated)[1].view(2, DRAWS).T
     assert_mean(draws, expected, f"{choice}, d = {dimensions}")
 
 
@@ -218,7 +220,7 @@ def test_russian_roulette_is_unbiased_with_one_order_for_the_batch(distribution:
     estimator = RussianRoulette(distribution=distribution, share="batch")
     torch.manual_seed(2)
     with torch.no_grad():
-        draws = torch.stack([estimator(net.normalize(), x)[1] for _ in range(DRAWS)])
+        draws = torch.stack([estimator(net.normalize(x.dtype), x)[1] for _ in range(DRAWS)])
     assert_mean(draws, exact_log_det(net, x), f"{distribution}, one N a batch")
 
 
@@ -227,7 +229,7 @@ def per_sample_gradients(estimator: LogDetEstimator, net: nn.Module, x: Tensor) 
 
     Every sample has its own copy of the matrix, and so its own draw.
     """
-    weights = net.normalize().weights
+    weights = net.normalize(x.dtype).weights
     batch = x.shape[0]
 
     class Copied(nn.Module):
@@ -282,7 +284,7 @@ def test_the_neumann_surrogate_is_never_the_value() -> None:
     net, x = make_net(2), points(8, 2)
     noise = RussianRoulette().draw_noise(x)
     values = [
-        RussianRoulette(gradient=gradient, memory=memory)(net.normalize(), x, noise)[1]
+        RussianRoulette(gradient=gradient, memory=memory)(net.normalize(x.dtype), x, noise)[1]
         for gradient in ("series", "neumann")
         for memory in ("standard", "saving")
     ]
@@ -326,7 +328,7 @@ def batch_mean_variance(estimator: LogDetEstimator, repeats: int = 1000) -> floa
         layer.converge()
     torch.manual_seed(8)
     with torch.no_grad():
-        return float(torch.stack([estimator(net.normalize(), x)[1].mean() for _ in range(repeats)]).var())
+        return float(torch.stack([estimator(net.normalize(x.dtype), x)[1].mean() for _ in range(repeats)]).var())
 
 
 def test_settings_of_the_probes_change_the_variance() -> None:

@@ -30,9 +30,7 @@ NO_PLOTS = "trainer.plots=false"
 def same_weights(a: Result, b: Result) -> bool:
     first, second = a.checkpoint["learner"], b.checkpoint["learner"]
     return all(
-        torch.equal(first[which][name], second[which][name])
-        for which in ("flow", "average")
-        for name in first[which]
+        torch.equal(first[which][name], second[which][name]) for which in ("flow", "average") for name in first[which]
     )
 
 
@@ -174,9 +172,7 @@ class TestRepeatability:
             assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes()
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-    def test_a_stopped_run_goes_on_as_if_it_never_had(
-        self, run: Run, tmp_path: Path, number: int, status: int
-    ) -> None:
+    def test_a_stopped_run_goes_on_as_if_it_never_had(self, run: Run, tmp_path: Path, number: int, status: int) -> None:
         settings = (*TINY, "trainer.epochs=3", "trainer.steps_per_epoch=60", "threads=1")
         whole = run("train", *settings, folder=tmp_path / "whole")
         folder = tmp_path / "stopped"
