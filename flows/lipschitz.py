@@ -206,9 +206,9 @@ class NormalizedMLP:
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
         for activation, (weight, bias) in zip(self.activations, others, strict=True):
             value, slope = activation.value_and_derivative(h)
-            repeated = torch.cat([tangents] * activation.expansion, dim=-1)
+            units = (activation.expansion, h.shape[1])  # each unit of h is as many of the activation's values
             h = functional.linear(value, weight, bias)
-            tangents = functional.linear(slope * repeated, weight)
+            tangents = functional.linear((slope.unflatten(1, units) * tangents.unsqueeze(2)).flatten(2), weight)
         return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
 
     def pullback(self, x: Tensor, grad_g: Tensor, grad_J: Tensor) -> list[Tensor | None]:

@@ -43,7 +43,7 @@ class EpochFigure:
         shared = {"origin": "lower", "extent": extent, "cmap": DENSITY_MAP, "vmin": 0.0, "vmax": top}
         self.axes[0].imshow(target, **shared)
         self.learned = self.axes[1].imshow(np.zeros_like(target), **shared)
-        bar = self.figure.colorbar(self.learned, cax=self.figure.add_axes((0.481, 0.07, 0.008, 0.76)))
+        bar = self.figure.colorbar(self.learned, cax=self.figure.add_axes((0.481, 0.07, 0.008, 0.76)), extend="max")
         bar.ax.tick_params(labelsize=7, length=2, pad=2)
         bar.outline.set(linewidth=0.4)
         bar.set_label("probability per unit area", fontsize=7, labelpad=2)

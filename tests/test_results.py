@@ -7,9 +7,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.conftest import start
+from training.configuration import build
+from training.run_folder import load_run
+
+
+def inverse_error_out_to_six_standard_deviations(folder: Path) -> float:
+    run = load_run(folder)
+    data = build(run.config.data).sample(10_000, torch.Generator().manual_seed(0))
+    angle = torch.linspace(0, 6.2832, 400)
+    circle = torch.stack([angle.cos(), angle.sin()], dim=1) * data.std(dim=0)
+    x = torch.cat([data.mean(dim=0) + radius * circle for radius in (0.5, 1, 2, 3, 4, 5, 6)])
+    return float((run.flow.inverse(run.flow(x)[0])[0] - x).abs().max())
 
 
 @pytest.mark.slow
@@ -25,6 +37,8 @@ def test_the_default_run(tmp_path: Path, flow: str, data: str, most_kl: float) -
     print(f"{flow} on {data}: KL {summary['kl']:.4f} in {seconds:.0f} s, plots {summary['plot_seconds']:.0f} s")
     assert summary["kl"] + 2 * summary["kl_stderr"] <= most_kl
     assert summary["lipschitz"] < 1
+    assert summary["inverse_error"] <= 1e-5
+    assert inverse_error_out_to_six_standard_deviations(tmp_path / "run") <= 1e-5
     assert seconds < 180
     assert summary["plot_seconds"] < 0.1 * seconds
     for name in ("density.gif", "transport.gif"):

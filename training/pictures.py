@@ -17,9 +17,9 @@ from training.evaluation import Evaluation, log_prob
 
 __all__ = ["Pictures"]
 
-GRID = 128  # points along each side of the window
-SAMPLES = 1600
-GRID_LINES, GRID_POINTS = 13, 37  # lines each way, and points along each
+GRID = 112  # points along each side of the window
+SAMPLES = 1200
+GRID_LINES, GRID_POINTS = 13, 25  # lines each way, and points along each
 GRID_SIDE = 3.0  # the grid covers the base out to this many standard deviations
 
 
