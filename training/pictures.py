@@ -17,8 +17,8 @@ from training.evaluation import Evaluation, log_prob
 
 __all__ = ["Pictures"]
 
-GRID = 112  # points along each side of the window
-SAMPLES = 1200
+GRID = 100  # points along each side of the window
+SAMPLES = 1000
 GRID_LINES, GRID_POINTS = 13, 25  # lines each way, and points along each
 GRID_SIDE = 3.0  # the grid covers the base out to this many standard deviations
 
