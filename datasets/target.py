@@ -47,7 +47,7 @@ class TargetDensity(abc.ABC):
         mass, entropy = _integrate(self._mass_and_entropy, self.window)
         if not abs(mass - 1) < 1e-5:
             size = self.window[0][1] - self.window[0][0]
-            accepts = f"what makes a density wide enough to integrate, such as {size / 1000:.2g} or more"
+            accepts = f"what makes a density wide enough to integrate, such as {size / 500:.2g} or more"
             raise ArgumentError("noise", accepts, f"one too thin: of its mass of 1, {mass:.6g} is found")
         return entropy
 
