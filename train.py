@@ -11,6 +11,7 @@ import torch
 from omegaconf import DictConfig
 
 from arguments import ArgumentError, Range
+from flows.fused import compile_passes
 from training.command_line import command
 from training.configuration import build, choose_device
 from training.run_folder import describe, open_folder
@@ -26,6 +27,7 @@ class Settings:
     seed: Annotated[int, Range(ge=0)]
     device: str
     threads: Annotated[int, Range(ge=1)] | None
+    compile: bool
     resume: str | None
 
 
@@ -34,6 +36,8 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if reason := compile_passes(settings.compile, device):
+        print(f"compile=true: going on without, because nothing can be compiled here: {reason}", file=sys.stderr)
     torch.manual_seed(settings.seed)
 
     target = build(config.data)

@@ -35,7 +35,7 @@ class ActNorm(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         s = self.log_scale.to(x.dtype)
-        return x * s.exp() + self.shift, s.sum().expand(x.shape[0])
+        return torch.addcmul(self.shift.to(x.dtype), x, s.exp()), s.sum().expand(x.shape[0])
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         s = self.log_scale.to(z.dtype)

@@ -33,11 +33,11 @@ class Flow(Bijection):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = x if self.training else widened(x)
-        log_det = z.new_zeros(z.shape[0])
+        terms = []
         for bijection in self.bijections:
             z, term = bijection(z)
-            log_det = log_det + term
-        return z.to(x.dtype), log_det.to(x.dtype)
+            terms.append(term)
+        return z.to(x.dtype), torch.stack(terms).sum(dim=0).to(x.dtype)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x = widened(z)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flows.activations import Activation
 
-__all__ = ["backward", "forward", "value_and_jacobian"]
+__all__ = ["backward", "compile_passes", "forward", "value_and_jacobian"]
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 
@@ -32,7 +32,7 @@ class _ValueAndJacobian(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activations: Sequence[Activation], x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         pairs = tensors[: 2 * (len(activations) + 1)]
-        g, J, kept = forward(x, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
+        g, J, kept = _passes[0](x, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
         ctx.activations = activations
         ctx.save_for_backward(x, *pairs[::2], *kept)
         return g, J
@@ -42,31 +42,33 @@ class _ValueAndJacobian(torch.autograd.Function):
     def backward(ctx: Any, grad_g: Tensor, grad_J: Tensor) -> tuple[Tensor | None, ...]:
         n_layers = len(ctx.activations) + 1
         x, *saved = ctx.saved_tensors
-        return None, *backward(x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
+        return None, *_passes[1](x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
 
 
 # In every layer the value and d tangents, the columns of J, are stacked, shape (1 + d, batch, width), so that one
-# product serves all.
+# product serves all. What enters an activation is kept for the backward pass; what leaves it, made again there, is not:
+# memory costs more than arithmetic.
 
 
 def forward(x: Tensor, layers: Layers, activations: Sequence[Activation]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return g(x), J, and what `backward` needs to be given; no graph is recorded of it."""
     (weight, bias), *others = layers
-    batch, d = x.shape
     a = torch.addmm(bias, x, weight.T)
-    tangents = weight.T.unsqueeze(1)  # (d, 1, width): the same for every sample
+    tangents = weight.T.contiguous().unsqueeze(1)  # (d, 1, width): the same for every sample
     kept = []
     for activation, (weight, bias) in zip(activations, others, strict=True):
-        h, slope = activation.value_and_derivative(a)
-        width, units = a.shape[1], activation.expansion
-        stacked = torch.empty((1 + d, batch, units * width), dtype=x.dtype, device=x.device)
-        stacked[0] = h
-        columns = stacked[1:].view(d, batch, units, width)
-        torch.mul(slope.view(batch, units, width), tangents.unsqueeze(2), out=columns)
-        kept += [a, tangents, slope, stacked]
-        output = torch.mm(stacked.view(-1, units * width), weight.T).view(1 + d, batch, -1)
+        kept += [a, tangents]
+        stacked, _ = _activate(activation, a, tangents)
+        output = torch.mm(stacked.flatten(0, 1), weight.T).unflatten(0, stacked.shape[:2])
         a, tangents = output[0].add_(bias), output[1:]
     return a.clone(), tangents.permute(1, 2, 0).contiguous(), kept
+
+
+def _activate(activation: Activation, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
+    """An activation's value and tangents, (1 + d, batch, units * width), and slope, (batch, units * width)."""
+    h, slope = activation.value_and_derivative(a)
+    columns = (slope.view(len(a), activation.expansion, -1) * tangents.unsqueeze(2)).flatten(2)
+    return torch.cat([h.unsqueeze(0), columns]), slope
 
 
 def backward(
@@ -90,20 +92,41 @@ def backward(
     by_parameters: list[Tensor | None] = []
     for index in reversed(range(len(activations))):
         activation, weight = activations[index], weights[index + 1]
-        a, tangents, slope, stacked = kept[4 * index : 4 * index + 4]
+        a, tangents = kept[2 * index : 2 * index + 2]
         width, units = a.shape[1], activation.expansion
+        stacked, slope = _activate(activation, a, tangents)
         rows = grad.view(-1, weight.shape[0])
         by_layers += [grad[0].sum(0), torch.mm(rows.T, stacked.view(-1, units * width))]
         grad = torch.mm(rows, weight).view(1 + d, batch, units * width)
         by_h, by_columns = grad[0], grad[1:].view(d, batch, units, width)
-        by_slope = (by_columns * tangents.unsqueeze(2)).sum(0).view(batch, units * width)
+        by_slope = (by_columns * tangents.unsqueeze(2)).sum(0).flatten(1)
         by_columns.mul_(slope.view(batch, units, width))
-        if units > 1:
-            grad = torch.empty((1 + d, batch, width), dtype=a.dtype, device=a.device)
-            torch.sum(by_columns, dim=2, out=grad[1:])
         by_a, found = activation.pullback(a, slope, by_h, by_slope)
-        grad[0] = by_a
+        grad = torch.cat([by_a.unsqueeze(0), by_columns.sum(2)])
         by_parameters = [*found, *by_parameters]
     # The first layer's tangents are its own columns, the same for every sample.
     by_layers += [grad[0].sum(0), torch.addmm(grad[1:].sum(1).T, grad[0].T, x)]
     return [torch.mm(grad[0], weights[0]), *reversed(by_layers), *by_parameters]
+
+
+_passes = [forward, backward]  # as they are used: here, or compiled
+
+
+def compile_passes(wanted: bool, device: torch.device) -> str | None:
+    """Compile both passes, or go back to them as written, for all networks from now on.
+
+    Blocks of one shape share one compilation, which torch keeps on disk for the next run.
+
+    Returns:
+        None, or why nothing can be compiled here: then the passes stay as written.
+    """
+    _passes[:] = forward, backward
+    if not wanted:
+        return None
+    try:
+        torch.compile(torch.sin)(torch.ones(8, device=device))
+    except (RuntimeError, OSError) as error:  # of the compiler, or there is none
+        return str(error).strip().splitlines()[0]
+    torch._dynamo.config.recompile_limit = 1000  # a sweep in one process meets many shapes
+    _passes[:] = (torch.compile(function, dynamic=False, fullgraph=True) for function in (forward, backward))
+    return None

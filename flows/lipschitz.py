@@ -211,17 +211,6 @@ class NormalizedMLP:
             tangents = functional.linear((slope.unflatten(1, units) * tangents.unsqueeze(2)).flatten(2), weight)
         return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
 
-    def pullback(self, x: Tensor, grad_g: Tensor, grad_J: Tensor) -> list[Tensor | None]:
-        """The gradients by `x` and by `parameters()`, from those by g(x) and J, both computed again."""
-        if self.fused:
-            with torch.no_grad():
-                _, _, kept = fused.forward(x, self.weights, self.activations)
-                return fused.backward(x, [weight for weight, _ in self.weights], self.activations, kept, grad_g, grad_J)
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            inputs, outputs = [x, *self.parameters()], self.forward_with_jacobian(x)
-            return list(torch.autograd.grad(outputs, inputs, (grad_g, grad_J), allow_unused=True))
-
 
 def _float64(x: Tensor) -> Tensor:
     # On the host, because one accelerator (MPS) has no float64 and none is faster at these sizes.

@@ -10,7 +10,7 @@ import torch
 from flows import Bijection, Flow, ResidualFlow
 from flows.activations import activation_names
 from flows.actnorm import ActNorm
-from flows.estimators import Exact, RussianRoulette, Truncated
+from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
 from flows.fixed_point import InverseError, solve_fixed_point
 from flows.lipschitz import LipschitzMLP
 from flows.residual_block import ResidualBlock
@@ -191,6 +191,24 @@ def test_settings_of_the_flow() -> None:
     assert max(flow.lipschitz_constants()) <= 0.6**4 + 1e-6
     assert len(flow.lipschitz_constants()) == 5
     assert not any(isinstance(m, ActNorm) for m in ResidualFlow(2, Exact(), actnorm=False).modules())
+
+
+@pytest.mark.parametrize("actnorm", [True, False])
+@pytest.mark.parametrize(
+    "estimator",
+    [Exact(), Truncated(), RussianRoulette(), RussianRoulette(share="batch", memory="standard", probe="rademacher")],
+    ids=["exact", "truncated", "roulette", "roulette, one N a batch"],
+)
+def test_blocks_estimated_together_are_those_estimated_one_by_one(estimator: LogDetEstimator, actnorm: bool) -> None:
+    flow = sharpen(ResidualFlow(3, estimator, blocks=4, width=8, actnorm=actnorm).double()).train()
+    x = points(7, 3).requires_grad_()
+    found = []
+    for forward in (flow.forward, super(ResidualFlow, flow).forward):
+        torch.manual_seed(1)
+        z, log_det = forward(x)
+        assert log_det.shape == (7,)
+        found.append((z, log_det, *torch.autograd.grad(log_det.mean() + z.square().sum(), [x, *flow.parameters()])))
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-11)
 
 
 class TestFlow:

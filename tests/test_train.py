@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from flows import fused
 from tests.conftest import TINY, Result, start
 
 Run = Callable[..., Result]
@@ -157,6 +159,24 @@ class TestSettings:
         assert not list(plain.folder.glob("*.gif"))
         assert drawn.rows == plain.rows
         assert same_weights(drawn, plain)
+
+    @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
+    def test_compiled_training_is_the_same_training(self, run: Run, tmp_path: Path) -> None:
+        settings = (*TINY, NO_PLOTS, "trainer.epochs=1")
+        written, compiled = (run("train", *settings, f"compile={on}", folder=tmp_path / on) for on in ("false", "true"))
+        assert compiled.status == 0
+        assert "going on without" not in compiled.err
+        assert fused._passes[0] is not fused.forward
+        assert compiled.summary["kl"] == pytest.approx(written.summary["kl"], rel=1e-4)
+
+    def test_without_a_compiler_training_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CXX", "/there/is/none")
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+        process = start("train", *TINY, NO_PLOTS, "trainer.epochs=1", "compile=true", cwd=tmp_path)
+        _, err = process.communicate()
+        assert process.returncode == 0
+        assert err.startswith("compile=true: going on without, because nothing can be compiled here: ")
+        assert len(err.splitlines()) == 1
 
     def test_threads_are_set_and_recorded(self, run: Run, tmp_path: Path) -> None:
         result = run("train", *TINY, NO_PLOTS, "threads=2", folder=tmp_path / "run")

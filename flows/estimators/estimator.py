@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from flows.estimators.jacobian import DenseJacobian, Jacobian, VjpJacobian
 
-__all__ = ["JacobianMode", "LogDetEstimator", "Noise", "ResidualNet"]
+__all__ = ["JacobianMode", "LogDetEstimator", "Noise", "ResidualNet", "join"]
 
 JacobianMode = Literal["auto", "dense", "vjp"]
 
@@ -32,9 +32,6 @@ class ResidualNet(Protocol):
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return g(x), shape (batch, d), and J, shape (batch, d, d). Not needed for `jacobian=vjp`."""
 
-    def pullback(self, x: Tensor, grad_g: Tensor, grad_J: Tensor) -> list[Tensor | None]:
-        """Return the gradients by `x` and `parameters()` from those by g(x) and J. Needed for `memory=saving`."""
-
 
 class Noise(NamedTuple):
     """Everything random in an estimate, so that an estimate can be made twice.
@@ -46,6 +43,16 @@ class Noise(NamedTuple):
 
     probes: Tensor
     orders: Tensor | None
+
+
+def join(noises: Sequence[Noise | None]) -> Noise | None:
+    """The noise of several estimates, all of one estimator, as that of one estimate at all their points."""
+    if noises[0] is None:
+        return None
+    if noises[0].orders is None:
+        return Noise(torch.cat([noise.probes for noise in noises]), None)
+    orders = [noise.orders.expand(len(noise.probes)) for noise in noises]
+    return Noise(torch.cat([noise.probes for noise in noises]), torch.cat(orders))
 
 
 class LogDetEstimator(abc.ABC):
@@ -70,13 +77,17 @@ class LogDetEstimator(abc.ABC):
 
         The value of the second is the estimate of the log-determinant, whatever construction supplies its gradient.
         """
-        return self.evaluate(net, x, self.draw_noise(x) if noise is None else noise)
+        if self.is_dense(x):
+            g, J = net.forward_with_jacobian(x)
+            return g, self.from_matrix(J, noise)
+        jacobian = VjpJacobian(net, x)
+        log_det = self.log_det(jacobian, self.draw_noise(x) if noise is None else noise)
+        return jacobian.value, log_det if torch.is_grad_enabled() else log_det.detach()
+
+    def from_matrix(self, J: Tensor, noise: Noise | None = None) -> Tensor:
+        """Return the estimate of log det(I + J), shapes (batch, d, d) to (batch,), where J is at hand."""
+        return self.log_det(DenseJacobian(J), self.draw_noise(J[:, 0]) if noise is None else noise)
 
     def is_dense(self, x: Tensor) -> bool:
         """Whether J at `x`, shape (batch, d), is held as a matrix."""
         return self.jacobian == "dense" or (self.jacobian == "auto" and x.shape[1] <= LARGEST_DENSE_DIMENSION)
-
-    def evaluate(self, net: ResidualNet, x: Tensor, noise: Noise | None) -> tuple[Tensor, Tensor]:
-        jacobian = DenseJacobian(*net.forward_with_jacobian(x)) if self.is_dense(x) else VjpJacobian(net, x)
-        log_det = self.log_det(jacobian, noise)
-        return jacobian.value, log_det if torch.is_grad_enabled() else log_det.detach()

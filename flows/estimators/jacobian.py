@@ -15,13 +15,7 @@ __all__ = ["DenseJacobian", "Jacobian", "VjpJacobian"]
 
 
 class Jacobian(abc.ABC):
-    """J = dg/dx for every sample of a batch, with `value` = g(x) computed on the way.
-
-    Attributes:
-        value: g(x), shape (batch, d).
-    """
-
-    value: Tensor
+    """J = dg/dx for every sample of a batch."""
 
     @abc.abstractmethod
     def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
@@ -35,8 +29,8 @@ class Jacobian(abc.ABC):
 class DenseJacobian(Jacobian):
     """J held as a matrix, carried forward through the network beside its value."""
 
-    def __init__(self, value: Tensor, matrix: Tensor) -> None:
-        self.value, self._matrix = value, matrix
+    def __init__(self, matrix: Tensor) -> None:
+        self._matrix = matrix
 
     def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
         return torch.bmm(w, self._matrix if differentiable else self._matrix.detach())
@@ -46,7 +40,11 @@ class DenseJacobian(Jacobian):
 
 
 class VjpJacobian(Jacobian):
-    """J known through reverse-mode products alone: any network, any dimension."""
+    """J known through reverse-mode products alone: any network, any dimension.
+
+    Attributes:
+        value: g(x), computed on the way, shape (batch, d).
+    """
 
     def __init__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._keep_graph = torch.is_grad_enabled()

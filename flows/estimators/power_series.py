@@ -67,11 +67,16 @@ class PowerSeries(LogDetEstimator):
         return Noise(probes, self.draw_orders(x.shape[0]))
 
     def __call__(self, net: ResidualNet, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        noise = self.draw_noise(x) if noise is None else noise
+        if self.memory == "saving" and torch.is_grad_enabled() and not self.is_dense(x):
+            return _BackwardInForward.apply(
+                self, net, self.draw_noise(x) if noise is None else noise, x, *net.parameters()
+            )
+        return super().__call__(net, x, noise)
+
+    def from_matrix(self, J: Tensor, noise: Noise | None = None) -> Tensor:
         if self.memory == "saving" and torch.is_grad_enabled():
-            saving = _DenseBackwardInForward if self.is_dense(x) else _BackwardInForward
-            return saving.apply(self, net, noise, x, *net.parameters())
-        return self.evaluate(net, x, noise)
+            return _GradientInForward.apply(self, self.draw_noise(J[:, 0]) if noise is None else noise, J)
+        return super().from_matrix(J, noise)
 
     def log_det(self, jacobian: Jacobian, noise: Noise) -> Tensor:
         if self.gradient == "series" or not torch.is_grad_enabled():
@@ -128,7 +133,7 @@ class _BackwardInForward(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            g, log_det = estimator.evaluate(net, x, noise)
+            g, log_det = LogDetEstimator.__call__(estimator, net, x, noise)
             gradients = torch.autograd.grad(log_det.sum(), (x, *parameters), allow_unused=True)
         ctx.net = net
         ctx.save_for_backward(x.detach(), *gradients)
@@ -148,33 +153,25 @@ class _BackwardInForward(torch.autograd.Function):
         return None, None, None, *gradients
 
 
-class _DenseBackwardInForward(torch.autograd.Function):
-    """The same where J is at hand: what is stored is the estimate's gradient by J, d x d numbers a sample.
-
-    The gradient by all else follows from it, together with that of g, in one pass over the network made again.
-    """
+class _GradientInForward(torch.autograd.Function):
+    """The estimate where J is at hand: its gradient by J, d x d numbers a sample, is stored in place of its graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any, estimator: PowerSeries, net: ResidualNet, noise: Noise, x: Tensor, *parameters: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        g, J = net.forward_with_jacobian(x)
+    def forward(ctx: Any, estimator: PowerSeries, noise: Noise, J: Tensor) -> Tensor:
         with torch.enable_grad():
             J = J.detach().requires_grad_()
-            log_det, row = estimator._estimate(DenseJacobian(g, J), noise, estimator.gradient == "series")
+            log_det, row = estimator._estimate(DenseJacobian(J), noise, estimator.gradient == "series")
             if estimator.gradient == "series":
                 by_J = torch.autograd.grad(log_det.sum(), J)[0]
             else:
                 by_J = torch.bmm(row.mT, noise.probes)  # of sum_v y^T J v
-        ctx.net = net
-        ctx.save_for_backward(x, by_J)
-        return g, log_det.detach()
+        ctx.save_for_backward(by_J)
+        return log_det.detach()
 
     @staticmethod
-    def backward(ctx: Any, grad_g: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         _require_equal(grad_log_det)
-        x, by_J = ctx.saved_tensors
-        return None, None, None, *ctx.net.pullback(x, grad_g, by_J * grad_log_det[0])
+        return None, None, ctx.saved_tensors[0] * grad_log_det[0]
 
 
 def _require_equal(weights: Tensor) -> None:

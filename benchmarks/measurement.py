@@ -1,0 +1,110 @@
+"""What every benchmark does: interleaved timing, a table, and a JSON file that says where its figures come from."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from atomic import write_atomically
+
+__all__ = ["Timing", "arguments", "interleaved", "print_table", "ratio", "write_json"]
+
+PACKAGES = ("torch", "numpy", "normflows", "torchflows", "zuko")
+
+
+@dataclass(frozen=True)
+class Timing:
+    """The seconds of one contestant in every round, in the order of the rounds."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+def ratio(slow: Timing, fast: Timing) -> tuple[float, float, float]:
+    """The median of slow / fast, with its quartiles: round by round, so that the machine's drift cancels."""
+    ratios = [a / b for a, b in zip(slow.seconds, fast.seconds, strict=True)]
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return middle, low, high
+
+
+def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, Timing]:
+    """Time each contestant once a round, A B C A B C ..., on the CPU or on CUDA.
+
+    Args:
+        contestants: a name and what to time.
+        rounds: how often.
+        warm_up: rounds before, not timed.
+    """
+    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in tqdm(range(warm_up + rounds), unit="round", leave=False, disable=None):
+        for name, work in contestants.items():
+            synchronize()
+            began = time.perf_counter()
+            work()
+            synchronize()
+            if number >= warm_up:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def arguments(description: str, name: str) -> argparse.ArgumentParser:
+    """A command line with what all benchmarks take: `--threads` and `--json`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--json", type=Path, default=Path(f"outputs/benchmarks/{name}.json"), help="file to write")
+    return parser
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print a table that Markdown understands as well."""
+    texts = [[str(cell) for cell in row] for row in (header, *rows)]
+    widths = [max(len(row[column]) for row in texts) for column in range(len(header))]
+    for index, row in enumerate(texts):
+        print("| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |")
+        if index == 0:
+            print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
+
+
+def write_json(path: Path, results: Any) -> None:
+    """Write `results` with the machine, its threads and the versions."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    about = {
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "python": platform.python_version(),
+        "versions": versions,
+        "results": results,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, (json.dumps(about, indent=1) + "\n").encode())
+    print(f"written to {path}")
+
+
+def _processor() -> str:
+    path = Path("/proc/cpuinfo")
+    names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
+    return names[0].partition(": ")[2] if names else platform.processor()
