@@ -47,18 +47,18 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
         target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
     except ArgumentError as error:
         raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
-    open_folder(folder, config, resume=settings.resume is not None)
-    trainer = build(
-        config.trainer,
-        flow=flow,
-        target=target,
-        optimizer=optimizer,
-        folder=folder,
-        seed=settings.seed,
-        title=f"{config.choices.flow} on {config.choices.data}",
-        about=describe(config, device),
-    )()
-    kl = trainer.fit(resume=settings.resume is not None)
+    with open_folder(folder, config, resume=settings.resume is not None):
+        trainer = build(
+            config.trainer,
+            flow=flow,
+            target=target,
+            optimizer=optimizer,
+            folder=folder,
+            seed=settings.seed,
+            title=f"{config.choices.flow} on {config.choices.data}",
+            about=describe(config, device),
+        )()
+        kl = trainer.fit(resume=settings.resume is not None)
     print(f"KL {kl:.4f} nats; pictures, metrics and checkpoint in {folder}", file=sys.stdout)
     return kl
 

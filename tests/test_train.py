@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import random
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +18,7 @@ import torch
 from PIL import Image
 
 from flows import fused
+from tests import kills
 from tests.conftest import TINY, Result, start
 
 Run = Callable[..., Result]
@@ -183,6 +187,12 @@ class TestSettings:
         assert result.summary["threads"] == torch.get_num_threads() == 2
 
 
+@functools.cache
+def whole_run() -> Path:
+    """The run that all killed ones are compared with, made once."""
+    return kills.whole(Path(tempfile.mkdtemp()))
+
+
 class TestRepeatability:
     def test_same_seed_same_bits(self, run: Run, tmp_path: Path) -> None:
         a, b = (run("train", *TINY, "seed=3", folder=tmp_path / name) for name in "ab")
@@ -197,7 +207,7 @@ class TestRepeatability:
         whole = run("train", *settings, folder=tmp_path / "whole")
         folder = tmp_path / "stopped"
         process = start("train", *settings, f"hydra.run.dir={folder}", cwd=tmp_path)
-        while not (folder / "checkpoint.pt").exists():
+        while not (folder / "transport.gif").exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.01)
         time.sleep(0.15)
@@ -219,6 +229,34 @@ class TestRepeatability:
         assert (folder / "density.gif").read_bytes() == (whole.folder / "density.gif").read_bytes()
         figures = ("kl", "nll", "kl_stderr", "lipschitz", "inverse_error", "steps", "config_sha256")
         assert {key: resumed.summary[key] for key in figures} == {key: whole.summary[key] for key in figures}
+
+    @pytest.mark.parametrize("kill", range(12))
+    def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_had(self, kill: int, tmp_path: Path) -> None:
+        kills.kill_and_resume(whole_run(), tmp_path / "killed", random.Random(kill))
+
+    def test_a_run_stopped_before_its_first_checkpoint_begins_again(self, run: Run, tmp_path: Path) -> None:
+        whole = run("train", *TINY, folder=tmp_path / "run")
+        rows, weights = whole.rows, whole.checkpoint["learner"]["flow"]
+        for path in tmp_path.glob("run/*.*"):
+            if path.name != "config.yaml":
+                path.unlink()
+        again = run("train", f"resume={tmp_path}/run")
+        assert again.status == 0, again.err
+        again = Result(0, "", "", tmp_path / "run")
+        assert again.rows == rows
+        assert all(torch.equal(again.checkpoint["learner"]["flow"][key], weights[key]) for key in weights)
+
+    def test_a_folder_in_use_is_refused(self, run: Run, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        process = start("train", *TINY, "trainer.epochs=500", f"hydra.run.dir={folder}", cwd=tmp_path)
+        while not (folder / "metrics.csv").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.01)
+        result = run("train", f"resume={folder}")
+        process.kill()
+        process.communicate()
+        assert result.status == 2
+        assert f"resume accepts a folder that no other process is training in; got '{folder}'" in result.err
 
     def test_resume_trains_longer(self, run: Run, tmp_path: Path) -> None:
         folder = tmp_path / "run"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import platform
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,22 +22,43 @@ from flows import Flow
 from training.checkpoint import belonging_together, load_checkpoint
 from training.configuration import build, check_config, load_config, save_config
 
+try:
+    import fcntl
+except ImportError:  # not on Windows, where a folder is not held
+    fcntl = None
+
 __all__ = ["LoadedRun", "describe", "load_run", "open_folder"]
 
 
-def open_folder(folder: Path, config: DictConfig, resume: bool) -> None:
-    """Make the run folder and write its config.yaml.
+@contextlib.contextmanager
+def open_folder(folder: Path, config: DictConfig, resume: bool) -> Iterator[None]:
+    """Make the run folder, write its config.yaml, and hold it while entered: two runs in one folder would mix.
 
     Raises:
-        ArgumentError: a new run meets an old one there, or the folder cannot be written.
+        ArgumentError: a new run meets an old one there, another process is at work there, or it cannot be written.
     """
+    setting = "resume" if resume else "hydra.run.dir"
     if not resume and (folder / "config.yaml").exists():
-        raise ArgumentError("hydra.run.dir", f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
+        raise ArgumentError(setting, f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
     try:
         (folder / "plots").mkdir(parents=True, exist_ok=True)
-        save_config(config, folder)
+        handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise ArgumentError("hydra.run.dir", "a folder that can be written", f"'{folder}': {error.strerror}") from error
+        raise ArgumentError(setting, "a folder that can be written", f"'{folder}': {error.strerror}") from error
+    try:
+        if fcntl is not None:  # the lock goes with the process, however that ends
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        save_config(config, folder)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise ArgumentError(setting, "a folder that no other process is training in", f"'{folder}'") from error
+    except OSError as error:
+        os.close(handle)
+        raise ArgumentError(setting, "a folder that can be written", f"'{folder}': {error.strerror}") from error
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:

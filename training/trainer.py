@@ -122,13 +122,15 @@ class Trainer:
             NonFiniteLossError: the loss is not finite; the folder's checkpoint is the last good one.
             Interrupted: a signal came; the folder's checkpoint is of the step that it met.
         """
-        if resume:
+        # A run that was stopped before its first checkpoint begins again: it is the same run.
+        if resume and any((self.folder / name).exists() for name in ("checkpoint.pt", "metrics.csv")):
             self._restore()
             if self.progress.epoch >= self.epochs:
                 print(f"this run has done its {self.epochs} epochs; a larger trainer.epochs=... trains longer")
         else:
             first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
             self.learner.initialize(first.to(self.device))
+            self._save()
         progress, total = self.progress, self.epochs * self.steps_per_epoch
         self._started = time.perf_counter() - progress.seconds
 
@@ -223,9 +225,10 @@ class Trainer:
             return
         step, flow = self.progress.step, self.learner.flow
         when = f"step {step}" if len(losses) == 1 else f"one of the steps {step - len(losses) + 1} to {step}"
-        kept = self.folder / "checkpoint.pt"
-        saved = f"the last good checkpoint is {kept}" if kept.exists() else "no epoch was done, so none is saved"
-        raise NonFiniteLossError(f"the loss of {when} is not finite: {diagnose(flow, batch)}; {saved}")
+        raise NonFiniteLossError(
+            f"the loss of {when} is not finite: {diagnose(flow, batch)}; "
+            f"the last good checkpoint is {self.folder / 'checkpoint.pt'}"
+        )
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started

@@ -1,0 +1,222 @@
+"""KL against seconds, ours beside what else one would take, at equal time: `python -m benchmarks.fit`.
+
+Each contestant trains for the same number of seconds; the clock stands still while it is evaluated. KL is estimated
+alike for all: the mean of log p(x) - log q(x) over held-out points, log q exact.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from omegaconf import DictConfig
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from benchmarks.measurement import arguments, print_table, write_json
+from datasets import TargetDensity
+from flows.fused import compile_passes
+from plots.figure import new_figure, pixels, write_png
+from training.configuration import build
+from training.evaluation import log_prob
+from training.learner import Learner
+
+PROJECT = Path(__file__).resolve().parent.parent
+DENSITIES = ("moons", "circles", "rings", "checkerboard", "8gaussians")
+CHUNK = 4096
+COLORS = {"ours": "#b5367a", "normflows residual flow": "#2a788e", "zuko spline flow": "#e08214", "zuko CNF": "0.5"}
+
+
+@dataclass
+class Contestant:
+    """A model in training.
+
+    Attributes:
+        step: one training step on a batch, shape (n, 2), at a share of the run, from 0 to 1, that is done.
+        log_prob: the log-density of points, shape (n, 2), as it would be used now.
+        batch_size: points a step.
+    """
+
+    step: Callable[[Tensor, float], None]
+    log_prob: Callable[[Tensor], Tensor]
+    batch_size: int
+
+
+def config_of(data: str) -> DictConfig:
+    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        return hydra.compose("train", [f"experiment={data}_best"])
+
+
+def ours(data: str, target: TargetDensity) -> Contestant:
+    """The recipe of experiment=<data>_best."""
+    config = config_of(data)
+    flow, trainer = build(config.flow, dimensions=2), config.trainer
+    learner = Learner(
+        flow, build(config.optimizer)(flow), trainer.clip_norm, trainer.ema_decay, trainer.power_iterations
+    )
+    learner.initialize(target.sample(2048))
+    flow.train()
+
+    def step(x: Tensor, done: float) -> None:
+        learner.backward(x)
+        learner.update(min(1.0, done / trainer.warmup + 0.02) * _cosine(done))
+
+    def log_prob_of_average(x: Tensor) -> Tensor:
+        learner.converge()
+        return log_prob(learner.average.eval(), x)
+
+    return Contestant(step, log_prob_of_average, trainer.batch_size)
+
+
+def normflows_flow(data: str, target: TargetDensity) -> Contestant:
+    """The residual flow of normflows' example: 16 blocks 2-128-128-2, Adam 1e-3."""
+    import normflows
+
+    from benchmarks.peers import normflows_model
+
+    model = normflows_model(2, 16, 128)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+
+    def step(x: Tensor, done: float) -> None:
+        model.train()
+        optimizer.zero_grad()
+        loss = model.forward_kld(x)
+        if torch.isfinite(loss):  # as in the example
+            loss.backward()
+            optimizer.step()
+        normflows.utils.update_lipschitz(model, 5)
+
+    def exact(x: Tensor) -> Tensor:
+        return torch.cat([model.eval().log_prob(part).detach() for part in x.split(CHUNK)])
+
+    return Contestant(step, exact, 512)
+
+
+def _zuko(model: nn.Module, rate: float) -> Contestant:
+    optimizer = torch.optim.Adam(model.parameters(), lr=rate)
+
+    def step(x: Tensor, done: float) -> None:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * _cosine(done)
+        optimizer.zero_grad()
+        (-model().log_prob(x).mean()).backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def exact(x: Tensor) -> Tensor:
+        return torch.cat([model().log_prob(part) for part in x.split(CHUNK)])
+
+    return Contestant(step, exact, 512)
+
+
+def zuko_nsf(data: str, target: TargetDensity) -> Contestant:
+    """A neural spline flow: 4 transforms, 16 bins, Adam 2e-3, cosine."""
+    import zuko
+
+    return _zuko(zuko.flows.NSF(2, transforms=4, bins=16, hidden_features=(64, 64)), 2e-3)
+
+
+def zuko_cnf(data: str, target: TargetDensity) -> Contestant:
+    """A continuous flow, exact trace."""
+    import zuko
+
+    return _zuko(zuko.flows.CNF(2, hidden_features=(64, 64)), 2e-3)
+
+
+CONTESTANTS = {"ours": ours, "normflows residual flow": normflows_flow, "zuko spline flow": zuko_nsf,
+               "zuko CNF": zuko_cnf}  # fmt: skip
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def compete(
+    contestant: Contestant, target: TargetDensity, seconds: float, looks: int, x: Tensor, log_p: Tensor
+) -> list[tuple[float, float]]:
+    """Train for `seconds`; return (seconds, KL in nats) at `looks` moments, the last at the end."""
+    moments = list(seconds * np.geomspace(0.05, 1, looks))
+    curve, clock = [], 0.0
+    with tqdm(total=seconds, unit="s", leave=False, disable=None) as bar:
+        while moments:
+            began = time.perf_counter()
+            contestant.step(target.sample(contestant.batch_size), clock / seconds)
+            spent = time.perf_counter() - began
+            clock += spent
+            bar.update(spent)
+            if clock >= moments[0]:
+                moments.pop(0)
+                part = len(x) if not moments else len(x) // 10
+                curve.append((clock, float((log_p[:part] - contestant.log_prob(x[:part]).double()).mean())))
+    return curve
+
+
+def draw(path: Path, curves: dict[str, dict[str, list[list[tuple[float, float]]]]], seconds: float) -> None:
+    """KL against seconds, a panel for each density: every seed a line."""
+    figure = new_figure(330 * len(curves), 360)
+    for index, (data, of_density) in enumerate(curves.items()):
+        width = 0.93 / len(curves)
+        axes: Axes = figure.add_axes((0.05 + width * index, 0.15, width * 0.82, 0.68))
+        for name, runs in of_density.items():
+            for number, curve in enumerate(runs):
+                times, values = zip(*curve, strict=True)
+                axes.plot(times, np.maximum(values, 1e-4), color=COLORS[name], linewidth=1.4,
+                          label=name if number == 0 else None)  # fmt: skip
+        axes.set(xscale="log", yscale="log", title=data, xlabel="seconds of training")
+        axes.grid(alpha=0.25, which="both", linewidth=0.4)
+        axes.tick_params(labelsize=7)
+        if index == 0:
+            axes.set_ylabel("KL(target || model), nats")
+            axes.legend(fontsize=7, loc="lower left")
+    figure.text(0.5, 0.93, f"the fit at equal time, {seconds:.0f} s on {torch.get_num_threads()} cores", ha="center")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, pixels(figure))
+
+
+def main() -> None:
+    parser = arguments(__doc__.splitlines()[0], "fit")
+    parser.add_argument("--seconds", type=float, default=60, help="of training, each")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--densities", nargs="+", default=DENSITIES)
+    parser.add_argument("--contestants", nargs="+", default=list(CONTESTANTS))
+    parser.add_argument("--held-out", type=int, default=100_000, help="points of the last evaluation")
+    parser.add_argument("--looks", type=int, default=8, help="evaluations of a run")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    # Compiled, as our recipes are. The compilation, kept on disk, is made before the clock starts.
+    compile_passes(True, torch.device("cpu"))
+
+    curves: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
+    rows = []
+    for data in options.densities:
+        target = build(config_of(data).data)
+        x = target.sample(options.held_out, torch.Generator().manual_seed(10_000))
+        log_p = target.log_prob(x.double())
+        curves[data] = {}
+        for name in options.contestants:
+            runs = []
+            for seed in range(options.seeds):
+                torch.manual_seed(seed)
+                contestant = CONTESTANTS[name](data, target)
+                contestant.step(target.sample(contestant.batch_size), 0.0)
+                runs.append(compete(contestant, target, options.seconds, options.looks, x, log_p))
+            curves[data][name] = runs
+            last = [curve[-1][1] for curve in runs]
+            rows.append([data, name, f"{statistics.median(last):.4f}", f"{min(last):.4f} to {max(last):.4f}"])
+            print(json.dumps(rows[-1]), flush=True)
+    print_table(["density", "model", f"KL, nats, after {options.seconds:.0f} s (median)", "of the seeds"], rows)
+    write_json(options.json, curves)
+    draw(options.json.with_suffix(".png"), curves, options.seconds)
+
+
+if __name__ == "__main__":
+    main()
