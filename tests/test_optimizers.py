@@ -29,7 +29,7 @@ def test_orthogonalizing_keeps_the_singular_vectors() -> None:
 
 def test_a_step_is_that_of_the_formula() -> None:
     weight = torch.nn.Parameter(torch.zeros(3, 8))
-    optimizer = Muon([weight], lr=0.1, momentum=0.9)
+    optimizer = Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.5)
     momentum = torch.zeros(3, 8)
     expected = torch.zeros(3, 8)
     for seed in range(3):
@@ -38,7 +38,7 @@ def test_a_step_is_that_of_the_formula() -> None:
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient
         update = orthogonalize((0.1 * gradient + 0.9 * momentum).unsqueeze(0))[0]
-        expected -= 0.1 * 0.2 * 8**0.5 * update
+        expected = (1 - 0.1 * 0.5) * expected - 0.1 * 0.2 * 8**0.5 * update
     torch.testing.assert_close(weight.detach(), expected)
 
 

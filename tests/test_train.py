@@ -19,7 +19,7 @@ from PIL import Image
 
 from flows import fused
 from tests import kills
-from tests.conftest import TINY, Result, start
+from tests.conftest import PROJECT, TINY, Result, start
 
 Run = Callable[..., Result]
 
@@ -78,6 +78,13 @@ class TestRunFolder:
         result = run("train", f"experiment=paper/{paper}", *TINY, NO_PLOTS, folder=tmp_path / "run")
         assert (result.summary["flow"], result.summary["optimizer"]) == (paper, "adam")
         assert f"activation: {activation}" in (tmp_path / "run" / "config.yaml").read_text()
+
+    @pytest.mark.parametrize("recipe", sorted(path.stem for path in (PROJECT / "configs/experiment").glob("*.yaml")))
+    def test_recipes_run(self, run: Run, tmp_path: Path, recipe: str) -> None:
+        result = run("train", f"experiment={recipe}", *TINY, NO_PLOTS, "compile=false", folder=tmp_path / "run")
+        assert result.status == 0, result.err
+        assert result.summary["data"] == recipe.rpartition("_")[0]
+        assert result.summary["estimator"] == "exact"
 
     @pytest.mark.parametrize(("flow", "estimator"), [("iresnet", "truncated"), ("resflow", "russian_roulette")])
     def test_each_flow_brings_its_papers_estimator(self, run: Run, tmp_path: Path, flow: str, estimator: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -85,7 +86,7 @@ def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
 
 
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
-    values = {key: value for key, value in config.items() if not isinstance(value, DictConfig)}
+    values = {field.name: config[field.name] for field in dataclasses.fields(settings)}
     check_arguments(settings, values)
     check_config(config)
     return task(config, settings(**values), folder)

@@ -36,13 +36,16 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 class Muon(torch.optim.Optimizer):
     r"""Momentum, orthogonalized, for weight matrices.
 
-    .. math:: W \leftarrow W - \eta\, 0.2 \sqrt{\max(m, n)}\; \mathrm{orthogonalize}(\text{Nesterov momentum})
+    .. math:: W \leftarrow (1 - \eta \lambda) W
+        - \eta\, 0.2 \sqrt{\max(m, n)}\; \mathrm{orthogonalize}(\text{Nesterov momentum})
 
     for W of shape (m, n). The factor gives an update the size of one of Adam's (Liu et al. 2025, arXiv 2502.16982).
+    Without the weight decay :math:`\lambda` a spectrally normalized W, whose size does not matter, grows without end,
+    and the update, whose size does not grow, becomes too small beside it to learn anything.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum})
+    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -58,6 +61,7 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(gradients)
                 average = state["momentum"].lerp_(gradients, 1 - group["momentum"])
                 update = orthogonalize(torch.lerp(gradients, average, group["momentum"]))
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, list(update), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
 

@@ -26,12 +26,18 @@ def adam(flow: nn.Module, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> 
 
 @checked
 def muon(
-    flow: nn.Module, lr: Rate, momentum: Decay = 0.95, adam_lr: Rate = 5e-3, beta1: Decay = 0.9, beta2: Decay = 0.99
+    flow: nn.Module,
+    lr: Rate,
+    momentum: Decay = 0.95,
+    weight_decay: Annotated[float, Range(ge=0)] = 0.1,
+    adam_lr: Rate = 5e-3,
+    beta1: Decay = 0.9,
+    beta2: Decay = 0.99,
 ) -> Together:
     """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters."""
     matrices = [parameter for parameter in flow.parameters() if parameter.ndim == 2]
     others = [parameter for parameter in flow.parameters() if parameter.ndim != 2]
-    return Together(Muon(matrices, lr, momentum), _adam(others, adam_lr, beta1, beta2))
+    return Together(Muon(matrices, lr, momentum, weight_decay), _adam(others, adam_lr, beta1, beta2))
 
 
 def _adam(parameters: list[nn.Parameter], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
