@@ -29,7 +29,7 @@ def muon(
     flow: nn.Module,
     lr: Rate,
     momentum: Decay = 0.95,
-    weight_decay: Annotated[float, Range(ge=0)] = 0.1,
+    weight_decay: Annotated[float, Range(ge=0)] = 0.0,
     adam_lr: Rate = 5e-3,
     beta1: Decay = 0.9,
     beta2: Decay = 0.99,

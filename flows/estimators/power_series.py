@@ -93,15 +93,14 @@ class PowerSeries(LogDetEstimator):
         log det(I + J) is the mean of :math:`\sum_v y^T (dJ) v`.
         """
         v = noise.probes
-        batch, probes, d = v.shape
         of_terms, of_powers = self._coefficients(noise.orders, v)
-        powers = [v]
-        for _ in range(of_powers.shape[1] - 1):
-            powers.append(jacobian.vecmat(powers[-1], differentiable))
-        stacked = torch.stack(powers, dim=1).view(batch, -1, probes * d)  # v^T J^k at index k
-        traces = torch.bmm(stacked, v.reshape(batch, probes * d, 1)).squeeze(2)  # of J^k, estimated, times m
-        row = torch.bmm(of_powers.expand(batch, -1).unsqueeze(1), stacked).view(batch, probes, d)
-        return (of_terms * traces).sum(1), row
+        # Term by term, so that memory does not grow with their number.
+        power, row, log_det = v, of_powers[:, :1, None] * v, v.new_zeros(len(v))
+        for k in range(1, of_powers.shape[1]):
+            power = jacobian.vecmat(power, differentiable)  # v^T J^k
+            log_det = log_det + of_terms[:, k] * (power * v).sum((1, 2))
+            row = torch.addcmul(row, of_powers[:, k, None, None], power)
+        return log_det, row
 
     def _coefficients(self, orders: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
         """Coefficients of v^T J^k v in the estimate and of v^T J^k in the gradient, k = 0, 1, ...: (batch, powers).
