@@ -86,7 +86,8 @@ def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
 
 
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
-    values = {field.name: config[field.name] for field in dataclasses.fields(settings)}
+    known = {field.name for field in dataclasses.fields(settings)}
+    values = {key: value for key, value in config.items() if key in known or not isinstance(value, DictConfig)}
     check_arguments(settings, values)
     check_config(config)
     return task(config, settings(**values), folder)
