@@ -40,25 +40,19 @@ def open_folder(folder: Path, config: DictConfig, resume: bool) -> Iterator[None
     setting = "resume" if resume else "hydra.run.dir"
     if not resume and (folder / "config.yaml").exists():
         raise ArgumentError(setting, f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
-    try:
-        (folder / "plots").mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise ArgumentError(setting, "a folder that can be written", f"'{folder}': {error.strerror}") from error
-    try:
-        if fcntl is not None:  # the lock goes with the process, however that ends
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        save_config(config, folder)
-    except BlockingIOError as error:
-        os.close(handle)
-        raise ArgumentError(setting, "a folder that no other process is training in", f"'{folder}'") from error
-    except OSError as error:
-        os.close(handle)
-        raise ArgumentError(setting, "a folder that can be written", f"'{folder}': {error.strerror}") from error
-    try:
+    with contextlib.ExitStack() as on_leaving:
+        try:
+            (folder / "plots").mkdir(parents=True, exist_ok=True)
+            if fcntl is not None:  # the lock goes with the process, however that ends
+                handle = os.open(folder, os.O_RDONLY)
+                on_leaving.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            save_config(config, folder)
+        except BlockingIOError as error:
+            raise ArgumentError(setting, "a folder that no other process is training in", f"'{folder}'") from error
+        except OSError as error:
+            raise ArgumentError(setting, "a folder that can be written", f"'{folder}': {error.strerror}") from error
         yield
-    finally:
-        os.close(handle)
 
 
 def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
