@@ -15,7 +15,7 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet -r requirements.txt
