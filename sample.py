@@ -15,7 +15,7 @@ from arguments import ArgumentError, Range
 from atomic import write_atomically
 from plots.samples import draw_samples
 from training.command_line import command
-from training.configuration import build, choose_device
+from training.configuration import choose_device
 from training.evaluation import log_prob
 from training.run_folder import load_run
 
@@ -44,7 +44,7 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
         _write(out / f"samples.{settings.format}", x, "x,y")
         _write(out / f"log_prob.{settings.format}", log_q, "log_prob")
         title = f"{settings.n:,} samples of {run.title}"
-        draw_samples(out / "samples.png", x, log_q, build(run.config.data).window, title)
+        draw_samples(out / "samples.png", x, log_q, run.window, title)
     except OSError as error:
         raise ArgumentError("out", "a folder that can be written", f"'{out}': {error.strerror}") from error
     print(f"samples.{settings.format}, log_prob.{settings.format} and samples.png in {out}")

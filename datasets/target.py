@@ -12,18 +12,27 @@ from torch import Tensor
 
 from arguments import ArgumentError
 
-__all__ = ["TargetDensity", "Window"]
+__all__ = ["Target", "TargetDensity", "Window"]
 
 Window = tuple[tuple[float, float], tuple[float, float]]
 """The rectangle that a density is drawn in: (x_min, x_max), (y_min, y_max)."""
 
 
-class TargetDensity(abc.ABC):
-    """A density on the plane that can be sampled and evaluated, both exactly."""
+class Target(abc.ABC):
+    """What a flow on the plane is trained on."""
 
     @abc.abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Draw `n` independent points, shape (n, 2), float32, on the host. `generator` is one of the host's."""
+        """Draw `n` points, shape (n, 2), float32, on the host. `generator` is one of the host's."""
+
+    @property
+    @abc.abstractmethod
+    def window(self) -> Window:
+        """The rectangle that it is drawn in."""
+
+
+class TargetDensity(Target):
+    """A density on the plane that can be sampled, independently, and evaluated, both exactly."""
 
     @abc.abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:

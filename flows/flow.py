@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from flows.actnorm import ActNorm
 from flows.bijection import Bijection
 from flows.precision import widened
+from flows.standardize import Standardize
 
 __all__ = ["Flow"]
 
@@ -66,13 +67,13 @@ class Flow(Bijection):
     def inverse_path(self, z: Tensor) -> list[Tensor]:
         """Where the points `z`, shape (n, d), are on their way to data: at the base, then after each bijection.
 
-        ActNorm, an affine map, is no stage of its own: it is taken together with the block beside it.
+        ActNorm or Standardize, an affine map, is no stage of its own: it is taken together with the block beside it.
         """
         x = widened(z)
         path = [x]
         for bijection in reversed(self.bijections):
             x = bijection.inverse(x)[0]
-            if not isinstance(bijection, ActNorm):
+            if not isinstance(bijection, (ActNorm, Standardize)):
                 path.append(x)
             elif len(path) > 1:
                 path[-1] = x

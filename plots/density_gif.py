@@ -25,18 +25,21 @@ class DensityGif:
         target: the target's density on a grid, per unit area, shape (rows, columns), the lowest y first.
         window: the square that the grid covers.
         title: what the animation is of.
+        name: what `target` is.
     """
 
-    def __init__(self, path: Path, target: np.ndarray, window: Window, title: str) -> None:
+    def __init__(
+        self, path: Path, target: np.ndarray, window: Window, title: str, name: str = "target density"
+    ) -> None:
         self.file = GifFile(path, density_palette())
         self.top = float(target.max()) * 1.05
         figure = new_figure(WIDTH, HEIGHT)
         left, right = figure.add_axes((0.04, 0.06, 0.43, 0.77)), figure.add_axes((0.5, 0.06, 0.43, 0.77))
-        style_axes(left, window, "target density")
+        style_axes(left, window, name)
         style_axes(right, window, "learned density")
         right.set_yticklabels([])
         shown = right.imshow(target, origin="lower", extent=(*window[0], *window[1]), vmin=0, vmax=self.top,
-                             cmap=DENSITY_MAP)  # fmt: skip
+                             cmap=DENSITY_MAP, aspect=left.get_aspect())  # fmt: skip
         bar = figure.colorbar(shown, cax=figure.add_axes((0.938, 0.06, 0.014, 0.77)))
         bar.ax.tick_params(labelsize=7, length=2, pad=2)
         bar.outline.set(linewidth=0.4)

@@ -27,20 +27,24 @@ class EpochFigure:
         window: the square that the grid covers.
         title: what the figure is of.
         origin: points of the data, shape (n, 2), whose images in the base are shown.
+        name: what `target` is.
     """
 
-    def __init__(self, target: np.ndarray, window: Window, title: str, origin: np.ndarray) -> None:
+    def __init__(
+        self, target: np.ndarray, window: Window, title: str, origin: np.ndarray, name: str = "target density"
+    ) -> None:
         self.title = title
         self.figure = new_figure(1400, 390)
         extent = (*window[0], *window[1])
         top = float(target.max()) * 1.05
-        names = ["target density", "learned density", "samples of the model", "data carried to the base"]
+        names = [name, "learned density", "samples of the model", "data carried to the base"]
         self.axes = []
-        for index, name in enumerate(names):
+        for index, heading in enumerate(names):
             axes = self.figure.add_axes((0.026 + 0.235 * index + 0.04 * (index > 1), 0.07, 0.212, 0.76))
-            style_axes(axes, window if index < 3 else BASE_WINDOW, name)
+            style_axes(axes, window if index < 3 else BASE_WINDOW, heading)
             self.axes.append(axes)
-        shared = {"origin": "lower", "extent": extent, "cmap": DENSITY_MAP, "vmin": 0.0, "vmax": top}
+        shared = {"origin": "lower", "extent": extent, "cmap": DENSITY_MAP, "vmin": 0.0, "vmax": top,
+                  "aspect": self.axes[0].get_aspect()}  # fmt: skip
         self.axes[0].imshow(target, **shared)
         self.learned = self.axes[1].imshow(np.zeros_like(target), **shared)
         bar = self.figure.colorbar(self.learned, cax=self.figure.add_axes((0.481, 0.07, 0.008, 0.76)), extend="max")

@@ -27,10 +27,14 @@ def new_figure(width: int, height: int) -> Figure:
 
 
 def style_axes(axes: Axes, window: Window, title: str) -> None:
-    """Equal axes over `window`, with a title and few, small ticks."""
-    axes.set(xlim=window[0], ylim=window[1], aspect="equal")
+    """Axes over `window`, drawn as a square, with a title and few, small ticks."""
+    (left, right), (bottom, top) = window
+    axes.set(xlim=window[0], ylim=window[1], aspect=(right - left) / (top - bottom))
     axes.set_title(title, fontsize=10, pad=5)
     axes.locator_params(nbins=5)
+    axes.ticklabel_format(scilimits=(-2, 4), useOffset=False)  # long labels would be cut off
+    axes.yaxis.get_offset_text().set_fontsize(7)
+    axes.xaxis.get_offset_text().set_fontsize(7)
     axes.tick_params(labelsize=7, length=2, pad=2, color="0.6", labelcolor="0.35")
     for spine in axes.spines.values():
         spine.set(linewidth=0.6, color="0.6")

@@ -33,7 +33,8 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
     counts, _, _ = np.histogram2d(samples[:, 0], samples[:, 1], bins, window)
     area = (window[0][1] - window[0][0]) * (window[1][1] - window[1][0]) / bins**2
     density = counts.T / (len(samples) * area)
-    image = histogram.imshow(density, origin="lower", extent=(*window[0], *window[1]), cmap=DENSITY_MAP)
+    image = histogram.imshow(density, origin="lower", extent=(*window[0], *window[1]), cmap=DENSITY_MAP,
+                             aspect=histogram.get_aspect())  # fmt: skip
     for left, drawn, label in ((0.435, shown, "model's log p(x), nats"), (0.925, image, "samples per unit area")):
         bar = figure.colorbar(drawn, cax=figure.add_axes((left, 0.07, 0.012, 0.8125)))
         bar.ax.tick_params(labelsize=7, length=2, pad=2)

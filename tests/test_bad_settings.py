@@ -22,7 +22,7 @@ ALWAYS_BAD = ("{a: 1}", "no_such_thing")
 BAD_NUMBERS = ("-1e9", "nan", "inf", "'1'", "true", "[1, 2]", "null")
 BAD_FLAGS = ("3", "null", "[true]", "'yes'")
 BAD_TEXTS = ("3", "[a, b]", "null")
-MAY_BE_NULL = ("threads", "resume", "trainer.max_seconds")
+MAY_BE_NULL = ("threads", "resume", "trainer.max_seconds", "data.sha256")
 
 
 def bad_overrides() -> Iterator[tuple[str, ...]]:

@@ -6,10 +6,12 @@ import functools
 import itertools
 import math
 import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import scipy.integrate
 import scipy.optimize
@@ -32,13 +34,27 @@ from datasets.swiss_roll import SwissRoll
 from datasets.two_spirals import TwoSpirals
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "data").glob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if path.stem != "points"]  # of which no density is known: tests/test_own_data.py
 DRAWS = 400_000
 CELLS = 36  # along each side of the window; the checkerboard's edges fall between cells
 
 
 @functools.cache
 def load(path: Path) -> TargetDensity:
-    return instantiate(OmegaConf.load(path))
+    config = OmegaConf.load(path)
+    if "path" in config:
+        config.path = picture()
+    return instantiate(config)
+
+
+def picture() -> str:
+    """A grey ring and a black bar on white, 80 pixels wide, so that the edges of pixels fall between cells."""
+    y, x = np.mgrid[-35:35, -40:40] + 0.5
+    light = np.where(abs(np.hypot(x, y) - 25) < 9, 120 + x, 255)
+    light[-15:-5, 10:70] = 0
+    path = Path(tempfile.mkdtemp()) / "picture.png"
+    PIL.Image.fromarray(light.astype(np.uint8)).save(path)
+    return str(path)
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)

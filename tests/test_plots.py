@@ -177,6 +177,13 @@ class TestEpochFigure:
         target, learned = (axes.images[0] for axes in figure.axes[:2])
         assert target.get_clim() == learned.get_clim() == (0, pytest.approx(density(0.0).max() * 1.05))
 
+    def test_panels_are_square_whatever_the_units(self) -> None:
+        figure = EpochFigure(density(0.0), ((0.0, 1.0), (4e4, 8e4)), "a title", np.zeros((5, 2)), "histogram")
+        for axes in figure.axes:
+            axes.apply_aspect()
+            box = axes.get_window_extent()
+            assert box.width == pytest.approx(box.height, abs=1) > 200
+
     def test_updating_is_drawing_afresh(self) -> None:
         used, points = self.figure()
         used.update(density(1.0), points * 2, points * 3, "epoch 1")

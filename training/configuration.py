@@ -10,14 +10,18 @@ from typing import Any
 
 import torch
 import yaml
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arguments import ArgumentError, check_arguments
 from atomic import write_atomically
+from datasets import Points
+from flows import Flow
+from flows.standardize import Standardize
 
-__all__ = ["build", "check_config", "choose_device", "load_config", "save_config"]
+__all__ = ["build", "build_flow", "check_config", "choose_device", "load_config", "save_config"]
 
 PACKAGES = ("datasets", "flows", "training")
 
@@ -66,8 +70,21 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     Raises:
         ArgumentError: the object itself refuses a setting, such as a contradictory pair.
     """
-    made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
+    try:
+        made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
+    except InstantiationException as error:
+        if isinstance(error.__cause__, ArgumentError):
+            raise error.__cause__ from None
+        raise
     return functools.partial(made, **arguments) if node.get("_partial_") else made
+
+
+def build_flow(config: DictConfig) -> Flow:
+    """The flow of a configuration. Before one of data in units of their own stands a Standardize, yet to be set."""
+    flow = build(config.flow, dimensions=2)
+    if issubclass(_find_target("data._target_", config.data._target_), Points):
+        flow.bijections.insert(0, Standardize(2))
+    return flow
 
 
 def choose_device(name: str) -> torch.device:

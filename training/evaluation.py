@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets import TargetDensity
+from datasets import Points, Target
 from flows import Flow
 from flows.precision import widened
 
@@ -23,21 +23,26 @@ class HeldOut:
 
     Attributes:
         x: the points, shape (n, 2), on the flow's device.
-        log_prob: the target's log-density there in nats, shape (n,), float64, on the host.
-        entropy: the target's entropy in nats.
+        log_prob: the target's log-density there in nats, shape (n,), float64, on the host; None where it is not known.
+        entropy: the target's entropy in nats, or None with it.
     """
 
     x: Tensor
-    log_prob: Tensor
-    entropy: float
+    log_prob: Tensor | None
+    entropy: float | None
 
     @classmethod
-    def draw(cls, target: TargetDensity, n: int, generator: torch.Generator, device: torch.device) -> HeldOut:
+    def draw(cls, target: Target, n: int, generator: torch.Generator, device: torch.device) -> HeldOut:
+        """`n` fresh points of a density; of one's own points those that are held out, `n` of them at most."""
+        if isinstance(target, Points):
+            return cls(target.held_out[:n].to(device), None, None)
         x = target.sample(n, generator)
         return cls(x.to(device), target.log_prob(x.double()), target.entropy)
 
-    def first(self, n: int) -> HeldOut:
-        return HeldOut(self.x[:n], self.log_prob[:n], self.entropy)
+    def part(self) -> HeldOut:
+        """A tenth of them, or 1000 if that is more, for an evaluation after each epoch."""
+        n = max(len(self.x) // 10, 1000)
+        return HeldOut(self.x[:n], None if self.log_prob is None else self.log_prob[:n], self.entropy)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Evaluation:
     Attributes:
         nll: the target's entropy plus `kl`: the mean of -log q(x), with the sampling noise of -log p(x), whose
             mean is known, taken out. So its standard error is that of `kl`.
-        kl: KL(target || model), the mean of log p(x) - log q(x).
+            Where p is not known, the mean of -log q(x) as it stands.
+        kl: KL(target || model), the mean of log p(x) - log q(x); None where p is not known.
         lipschitz: largest certified Lipschitz constant of any block.
         inverse_error: largest distance between x and inverse(forward(x)), in units of the data.
         logdet_bias: mean of the training estimator's log-determinant less the exact one.
@@ -56,12 +62,21 @@ class Evaluation:
 
     nll: float
     nll_stderr: float
-    kl: float
-    kl_stderr: float
+    kl: float | None
+    kl_stderr: float | None
     lipschitz: float | None
     inverse_error: float
     logdet_bias: float
     logdet_std: float
+
+    @property
+    def merit(self) -> float:
+        """What is to be made small: the KL, or the NLL where that is not known."""
+        return self.nll if self.kl is None else self.kl
+
+    @property
+    def headline(self) -> str:
+        return f"{'NLL' if self.kl is None else 'KL'} {self.merit:.4f} ± {self.nll_stderr:.4f} nats"
 
 
 @torch.no_grad()
@@ -80,8 +95,10 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Ev
         subset: points for `inverse_error`, `logdet_bias` and `logdet_std`.
     """
     flow.eval()
-    difference = held_out.log_prob - log_prob(flow, held_out.x).cpu().double()
-    kl = float(difference.mean())
+    surprise = -log_prob(flow, held_out.x).cpu().double()
+    known = held_out.log_prob is not None
+    difference = held_out.log_prob + surprise if known else surprise
+    mean = float(difference.mean())
     stderr = float(difference.std()) / math.sqrt(len(difference))
 
     x = held_out.x[:subset]
@@ -95,10 +112,10 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Ev
         flow.eval()
     error = (estimate - exact).double()
     return Evaluation(
-        nll=held_out.entropy + kl,
+        nll=held_out.entropy + mean if known else mean,
         nll_stderr=stderr,
-        kl=kl,
-        kl_stderr=stderr,
+        kl=mean if known else None,
+        kl_stderr=stderr if known else None,
         lipschitz=flow.lipschitz(),
         inverse_error=inverse_error,
         logdet_bias=float(error.mean()),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import TargetDensity
+from datasets import Points, Target
 from flows import Flow
 from plots.density_gif import DensityGif
 from plots.epoch_figure import EpochFigure
@@ -28,26 +28,34 @@ class Pictures:
 
     Args:
         folder: the run folder.
-        target: the target density.
+        target: what the flow is trained on.
         title: of the pictures.
         device: where the flow is.
     """
 
-    def __init__(self, folder: Path, target: TargetDensity, title: str, device: torch.device) -> None:
+    def __init__(self, folder: Path, target: Target, title: str, device: torch.device) -> None:
         self.folder, window = folder, target.window
         x, y = (torch.linspace(low, high, 2 * GRID + 1)[1::2] for low, high in window)  # midpoints of the pixels
         rows, columns = torch.meshgrid(y, x, indexing="ij")
         points = torch.stack([columns, rows], dim=-1).view(-1, 2)
-        density = target.log_prob(points.double()).exp().view(GRID, GRID).numpy()
+        if isinstance(target, Points):
+            name, density = "histogram of the data", target.histogram(GRID)
+        else:
+            name, density = "target density", target.log_prob(points.double()).exp().view(GRID, GRID).numpy()
         self.points = points.to(device)
         # The same points in every epoch, so that what moves is the flow.
         generator = torch.Generator().manual_seed(0)
         self.data = target.sample(SAMPLES, generator)
         base = torch.randn(SAMPLES, 2, generator=generator)
         self.base = torch.cat([base, _grid_lines()]).to(device)
-        self.figure = EpochFigure(density, window, title, self.data.numpy())
-        self.density_gif = DensityGif(folder / "density.gif", density, window, title)
-        widest = max(4.0, *(abs(bound) for bounds in window for bound in bounds))
+        self.figure = EpochFigure(density, window, title, self.data.numpy(), name)
+        self.density_gif = DensityGif(folder / "density.gif", density, window, title, name)
+        # One's own points are carried from the base to their standardized place.
+        self.mean, self.std = (
+            (target.mean, target.std) if isinstance(target, Points) else (torch.zeros(2), torch.ones(2))
+        )
+        ends = (torch.tensor(window).T - self.mean) / self.std
+        widest = max(4.0, float(ends.abs().max()))
         self.transport_gif = TransportGif(folder / "transport.gif", ((-widest, widest), (-widest, widest)), title)
 
     @property
@@ -64,13 +72,16 @@ class Pictures:
         """Draw `flow`, which is in evaluation mode."""
         learned = log_prob(flow, self.points).exp().view(GRID, GRID).cpu().numpy()
         images = flow(self.data.to(self.points.device))[0].cpu().numpy()
-        path = torch.stack(flow.inverse_path(self.base)).cpu().numpy()
+        *stages, samples = flow.inverse_path(self.base)
+        path = torch.stack([*stages, (samples - self.mean.to(samples)) / self.std.to(samples)]).cpu().numpy()
 
-        kl = f"KL {evaluation.kl:.4f} ± {evaluation.kl_stderr:.4f} nats"
-        subtitle = f"epoch {epoch}   ·   {kl}   ·   NLL {evaluation.nll:.3f} nats   ·   {seconds:.0f} s"
-        self.figure.update(learned, path[-1, :SAMPLES], images, subtitle)
+        nll = "" if evaluation.kl is None else f"   ·   NLL {evaluation.nll:.3f} nats"
+        subtitle = f"epoch {epoch}   ·   {evaluation.headline}{nll}   ·   {seconds:.0f} s"
+        self.figure.update(learned, samples[:SAMPLES].cpu().numpy(), images, subtitle)
         self.figure.save(self.folder / "plots" / f"epoch_{epoch:04d}.png")
-        self.density_gif.append(learned, f"epoch {epoch}   KL {evaluation.kl:.3f} nats")
+        self.density_gif.append(
+            learned, f"epoch {epoch}   {'NLL' if evaluation.kl is None else 'KL'} {evaluation.merit:.3f} nats"
+        )
         fitted = _fit(path, SAMPLES)
         lines = fitted[:, SAMPLES:].reshape(len(path), 2 * GRID_LINES, GRID_POINTS, 2)
         self.transport_gif.write(fitted[:, :SAMPLES], lines)

@@ -18,9 +18,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from arguments import ArgumentError
+from datasets.points import window_of
+from datasets.target import Window
 from flows import Flow
 from training.checkpoint import belonging_together, load_checkpoint
-from training.configuration import build, check_config, load_config, save_config
+from training.configuration import build, build_flow, check_config, load_config, save_config
 
 try:
     import fcntl
@@ -96,6 +98,13 @@ class LoadedRun:
     def title(self) -> str:
         return f"{self.config.choices.flow} on {self.config.choices.data}"
 
+    @property
+    def window(self) -> Window:
+        """The rectangle to draw the run's density in. Without the file that it may have been trained on."""
+        if self.config.data.get("path") is None:
+            return build(self.config.data).window
+        return window_of(self.flow.sample(10_000, torch.Generator().manual_seed(0)).cpu())
+
 
 def load_run(folder: Path, setting: str = "run", device: torch.device | None = None) -> LoadedRun:
     """Load the flow of a run folder, ready for `flow.log_prob(x)` and `flow.sample(n)`.
@@ -110,7 +119,7 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
     """
     config = load_config(folder, setting)
     check_config(config)
-    flow = build(config.flow, dimensions=2)
+    flow = build_flow(config)
     state = load_checkpoint(folder, setting)
     with belonging_together(folder, setting):
         flow.load_state_dict(state["learner"]["average"])

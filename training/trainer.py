@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from arguments import Range, checked
 from atomic import write_atomically
-from datasets import TargetDensity
+from datasets import Target
 from flows import Flow
 from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
 from training.diagnosis import NonFiniteLossError, diagnose
-from training.evaluation import HeldOut, evaluate
+from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
 from training.learner import Learner
 from training.optimizers import AnyOptimizer
@@ -80,7 +80,7 @@ class Trainer:
     def __init__(
         self,
         flow: Flow,
-        target: TargetDensity,
+        target: Target,
         optimizer: AnyOptimizer,
         folder: Path,
         seed: int,
@@ -112,8 +112,8 @@ class Trainer:
             self.pictures = Pictures(folder, target, title, self.device)
         self._started = time.perf_counter()
 
-    def fit(self, resume: bool = False) -> float:
-        """Train, and return the KL divergence of the result in nats.
+    def fit(self, resume: bool = False) -> Evaluation:
+        """Train, and return the evaluation of the result.
 
         Args:
             resume: go on from the checkpoint in the folder, exactly as if training had never stopped.
@@ -138,12 +138,13 @@ class Trainer:
         with bar, Interruption() as interruption:
             while progress.epoch < self.epochs and not self._out_of_time():
                 self._train_epoch(bar, interruption)
-                self._end_epoch()
+                headline = self._end_epoch().headline
                 row = progress.rows[-1]
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, KL {row['kl']:.4f}")
+                bar.set_postfix_str(f"loss {row['loss']:.3f}, {headline}")
+                nll = "" if row["kl"] is None else f"   NLL {row['nll']:.4f}"
                 bar.write(
-                    f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}   NLL {row['nll']:.4f}   "
-                    f"KL {row['kl']:.4f} ± {row['kl_stderr']:.4f} nats   {row['seconds']:.0f} s",
+                    f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{nll}   "
+                    f"{headline}   {row['seconds']:.0f} s",
                     file=sys.stdout,
                 )
                 self._stop_if(interruption)
@@ -174,15 +175,15 @@ class Trainer:
             self._save()
             self._stop_if(interruption)
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self) -> Evaluation:
         """Evaluate, write the metrics, draw, and last of all save: a checkpoint vouches for the files before it."""
         progress, learner = self.progress, self.learner
         learner.converge()
-        evaluation = evaluate(learner.average, self.held_out.first(len(self.held_out.x) // 10), self.seed)
+        evaluation = evaluate(learner.average, self.held_out.part(), self.seed)
         progress.epoch += 1
         progress.seconds = self._seconds()
         figures = asdict(evaluation)
-        del figures["nll_stderr"]  # the same as that of the KL
+        del figures["nll_stderr"]  # the same as that of the KL, where there is one
         loss = progress.loss_sum / progress.step_in_epoch
         progress.rows.append(
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
@@ -193,8 +194,9 @@ class Trainer:
             progress.plot_seconds += self._seconds() - progress.seconds
         progress.step_in_epoch, progress.loss_sum, progress.seconds = 0, 0.0, self._seconds()
         self._save()
+        return evaluation
 
-    def _finish(self) -> float:
+    def _finish(self) -> Evaluation:
         """Evaluate on the whole held-out set, and write the summary."""
         evaluation = evaluate(self.learner.average, self.held_out, self.seed)
         summary = {
@@ -209,7 +211,7 @@ class Trainer:
             **asdict(evaluation),
         }
         write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
-        return evaluation.kl
+        return evaluation
 
     def _rate(self, step: int) -> float:
         """The learning rate of the step that is `step`-th, as a share of its peak."""

@@ -1,0 +1,106 @@
+"""A picture's darkness as a density."""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Annotated
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import Tensor
+
+from arguments import Range, checked
+from datasets.data_file import DataFile
+from datasets.target import TargetDensity, Window
+
+__all__ = ["Image"]
+
+HALF = 4.0  # half the picture's longer side, in the plane
+
+
+class Image(DataFile, TargetDensity):
+    """Constant on each pixel, in proportion to its darkness, and zero outside: so all of it is known exactly.
+
+    The picture is centred, its longer side from -4 to 4. Transparent parts are white.
+
+    Args:
+        path: of the picture, in any format that Pillow reads.
+        resolution: pixels along the longer side at most; a larger picture is reduced.
+        invert: lightness instead of darkness.
+        sha256: digest that the file must have; None for any.
+    """
+
+    @checked
+    def __init__(
+        self,
+        path: str | None = None,
+        resolution: Annotated[int, Range(ge=2, le=1024)] = 256,
+        invert: bool = False,
+        sha256: str | None = None,
+    ) -> None:
+        super().__init__(path, sha256, "a picture, as .png or .jpg, that is not blank")
+        light = self._lightness(resolution)
+        mass = torch.from_numpy(light if invert else 1 - light).flip(0)  # the lowest row first
+        if not float(mass.sum()) > 0:
+            raise self.refused(f"it is {'black' if invert else 'white'} all over")
+        self.rows, self.columns = mass.shape
+        self.pixel = 2 * HALF / max(self.rows, self.columns)
+        self.corner = torch.tensor([self.columns, self.rows], dtype=torch.float64) * (-self.pixel / 2)
+        self.mass = mass.flatten() / mass.sum()
+        self.total = self.mass.cumsum(0)
+
+    def _lightness(self, resolution: int) -> np.ndarray:
+        """Of each pixel, from 0 to 1, shape (rows, columns), the highest row first."""
+        try:
+            picture = PIL.Image.open(io.BytesIO(self.content))
+            if picture.mode.startswith("I;16"):
+                picture = PIL.Image.fromarray(np.asarray(picture).astype(np.float32) / 65535)
+            elif picture.mode in ("I", "F"):
+                raise self.refused("its range of brightness is unknown; 8 or 16 bits a channel are known")
+            else:
+                picture = picture.convert("RGBA")
+                white = PIL.Image.new("RGBA", picture.size, "white")
+                grey = PIL.Image.alpha_composite(white, picture).convert("L")
+                picture = PIL.Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
+        except PIL.UnidentifiedImageError as error:
+            raise self.refused("it is not a picture") from error
+        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+            raise self.refused(str(error).splitlines()[0]) from error
+        shrink = resolution / max(picture.size)
+        if shrink < 1:
+            size = [max(round(side * shrink), 1) for side in picture.size]
+            picture = picture.resize(size, PIL.Image.Resampling.BOX)
+        return np.asarray(picture, dtype=np.float64).clip(0, 1)
+
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        u = torch.rand(n, generator=generator, dtype=torch.float64) * self.total[-1]
+        index = torch.searchsorted(self.total, u, right=True).clamp(max=len(self.mass) - 1)
+        cell = torch.stack([index % self.columns, index // self.columns], dim=1)
+        exact = cell + torch.rand(n, 2, generator=generator, dtype=torch.float64)
+        x = (self.corner + self.pixel * exact).float()
+        # Rounding must not carry a point into the next pixel, which may be white.
+        middle = (self.corner + self.pixel * (cell + 0.5)).float()
+        return torch.where(self._cell(x) == cell, x, torch.nextafter(x, middle))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        cell = self._cell(x)
+        column, row = cell.unbind(-1)
+        inside = (column >= 0) & (column < self.columns) & (row >= 0) & (row < self.rows)
+        index = torch.where(inside, row * self.columns + column, 0)
+        log_p = self.mass.to(x.device)[index].log() - 2 * math.log(self.pixel)
+        return torch.where(inside, log_p, -math.inf).to(x.dtype)
+
+    def _cell(self, x: Tensor) -> Tensor:
+        """Column and row of the pixel of each point, shapes (..., 2) to (..., 2)."""
+        y = x if x.device.type == "mps" else x.double()
+        return ((y - self.corner.to(y)) / self.pixel).floor().clamp(-1, 2**20).long()
+
+    @property
+    def entropy(self) -> float:
+        return float(torch.special.entr(self.mass).sum()) + 2 * math.log(self.pixel)
+
+    @property
+    def window(self) -> Window:
+        return (-HALF - 0.5, HALF + 0.5), (-HALF - 0.5, HALF + 0.5)

@@ -1,0 +1,239 @@
+"""Data of one's own: points from a file, and a picture's darkness."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from arguments import ArgumentError
+from datasets.image import Image
+from datasets.points import Points
+from tests.conftest import TINY, Result
+from tests.test_train import same_weights
+from training.run_folder import load_run
+
+Run = Callable[..., Result]
+
+GOOD = [f"{i % 7},{i * 0.5 + 100}" for i in range(40)]
+
+
+def cloud(n: int = 400) -> np.ndarray:
+    """Far from zero, and a hundred times longer than wide."""
+    return np.random.default_rng(0).normal(size=(n, 2)) * [2.0, 200.0] + [50.0, -3000.0]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    np.savetxt(tmp_path / "my.csv", cloud(), delimiter=",", header="width,length", comments="")
+    return tmp_path / "my.csv"
+
+
+class TestPoints:
+    @pytest.mark.parametrize(
+        "text",
+        ["\n".join(GOOD), "x,y\n" + "\n".join(GOOD) + "\n\n", "\ufeffa;b\r\n" + "\r\n".join(GOOD).replace(",", ";"),
+         "\n".join(GOOD).replace(",", "\t"), "\n".join(GOOD).replace(",", " , ")],
+        ids=["plain", "header", "semicolons", "tabs", "spaces"],
+    )  # fmt: skip
+    def test_reads_what_people_have(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "a.csv").write_text(text, newline="", encoding="utf-8")
+        points = Points(str(tmp_path / "a.csv"), held_out=0.25)
+        assert (len(points.train), len(points.held_out)) == (30, 10)
+        found = torch.cat([points.train, points.held_out]).tolist()
+        assert sorted(found) == sorted([float(x), float(y)] for x, y in (line.split(",") for line in GOOD))
+
+    @pytest.mark.parametrize(
+        ("line", "bad"),
+        [(1, "1,x"), (9, "3"), (9, "1,2,3"), (9, ""), (9, "a,b"), (9, "1,nan"), (9, "inf,1"), (9, "1,1e39"), (9, "1 2"),
+         (9, "1_0,2"), (9, '"1","2"'), (9, "1,"), (9, "0x1,2"), (40, "1,2,")],
+    )  # fmt: skip
+    def test_a_bad_line_is_named(self, tmp_path: Path, line: int, bad: str) -> None:
+        lines = [*GOOD[: line - 1], bad, *GOOD[line:], "5,5"]
+        (tmp_path / "a.csv").write_text("\n".join(lines))
+        with pytest.raises(ArgumentError, match=rf"^path accepts a \.csv file.*: line {line} is "):
+            Points(str(tmp_path / "a.csv"))
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [(b"", "only 0 points|line 1 is|no points"), (b"x,y\n", "no points"), (b"1,2\n3,4", "only 2 points"),
+         (b"1,2\n\xff\xfe", "line 2 is not text"), (b"1,2\n" * 30, "all points have the same x"),
+         ("\n".join(f"{i % 3},{1e9 + i}" for i in range(30)).encode(), "y is 1e.09 .* too far from zero")],
+    )  # fmt: skip
+    def test_a_file_that_is_no_point_cloud_is_refused(self, tmp_path: Path, content: bytes, words: str) -> None:
+        (tmp_path / "a.csv").write_bytes(content)
+        with pytest.raises(ArgumentError, match=words):
+            Points(str(tmp_path / "a.csv"))
+
+    @pytest.mark.parametrize(
+        "array",
+        [np.zeros((30, 3)), np.zeros(30), np.full((30, 2), "a"), np.full((30, 2), np.nan), np.array([{}] * 2), None],
+        ids=["columns", "shape", "text", "nan", "objects", "no array"],
+    )
+    def test_a_bad_array_is_refused(self, tmp_path: Path, array: np.ndarray | None) -> None:
+        if array is None:
+            (tmp_path / "a.npy").write_bytes(b"1,2\n3,4\n")
+        else:
+            np.save(tmp_path / "a.npy", array, allow_pickle=True)
+        with pytest.raises(ArgumentError, match=r"^path accepts a \.csv file of two numbers a line, or a \.npy file"):
+            Points(str(tmp_path / "a.npy"))
+
+    def test_a_million_points_load_quickly(self, tmp_path: Path) -> None:
+        lines = [f"{i % 1000 * 0.001:.6f},{i * 1e-6:.6f}" for i in range(1_000_000)]
+        (tmp_path / "a.csv").write_text("\n".join(lines))
+        began = time.process_time()
+        points = Points(str(tmp_path / "a.csv"))
+        assert time.process_time() - began < 6
+        assert len(points.train) == 900_000
+        lines[777_776] = "1,2,3"
+        (tmp_path / "a.csv").write_text("\n".join(lines))
+        with pytest.raises(ArgumentError, match="line 777777 is '1,2,3'"):
+            Points(str(tmp_path / "a.csv"))
+
+    def test_steps_see_views_of_one_epochs_points(self, table: Path) -> None:
+        """Each point once before any comes again; and a batch is no copy."""
+        data = Points(str(table)).sample(720, torch.Generator().manual_seed(0))
+        assert sorted(data[:360].tolist()) == sorted(data[360:].tolist()) == sorted(Points(str(table)).train.tolist())
+        assert data.split(32)[3].untyped_storage().data_ptr() == data.untyped_storage().data_ptr()
+
+    def test_histogram_is_a_density(self, table: Path) -> None:
+        points = Points(str(table))
+        (left, right), (bottom, top) = points.window
+        area = (right - left) * (top - bottom) / 100**2
+        assert points.histogram(100).sum() * area == pytest.approx(1, abs=0.01)
+
+
+class TestRun:
+    def test_figures_and_samples_are_in_the_datas_own_units(self, run: Run, table: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        result = run("train", "data=points", "data.path=my.csv", *TINY, "trainer.epochs=4", folder=folder)
+        assert result.status == 0, result.err
+        assert (result.summary["kl"], result.summary["kl_stderr"], result.summary["entropy"]) == (None, None, None)
+        assert result.rows[-1]["kl"] == result.rows[-1]["kl_stderr"] == ""
+        # The Gaussian that the points are drawn from has 8.83 nats in these units, and 2.84 in standardized ones.
+        gaussian = math.log(2 * math.pi * math.e * 2.0 * 200.0)
+        assert gaussian - 0.3 < result.summary["nll"] < gaussian + 1
+        assert f"NLL {result.summary['nll']:.4f} ± " in result.out
+        assert "KL" not in result.out
+        PIL.Image.open(folder / "plots" / "epoch_0004.png").load()
+        assert PIL.Image.open(folder / "density.gif").n_frames == 4
+
+        table.unlink()  # a trained flow needs its data no more
+        assert run("sample", f"run={folder}", "n=2000").status == 0
+        samples = np.load(folder / "samples.npy")
+        np.testing.assert_allclose(samples.mean(axis=0), [50, -3000], atol=100)
+        np.testing.assert_allclose(np.median(samples[:, 1]), -3000, atol=60)
+        flow = load_run(folder).flow
+        with torch.no_grad():
+            log_q = flow.log_prob(torch.from_numpy(samples)).numpy()
+        np.testing.assert_allclose(log_q, np.load(folder / "log_prob.npy"), atol=1e-4)
+
+    def test_train_returns_the_nll(
+        self, table: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import train
+
+        returned = []
+        plain = train.train
+        monkeypatch.setattr(train, "train", lambda *arguments: returned.append(plain(*arguments)))
+        result = run("train", "data=points", "data.path=my.csv", *TINY, "trainer.plots=false", folder=tmp_path / "run")
+        assert returned == [result.summary["nll"]]
+
+    @pytest.mark.parametrize("data", ["points", "image"])
+    def test_resumed_from_elsewhere_it_goes_on_as_if_it_never_stopped(
+        self, run: Run, table: Path, tmp_path: Path, data: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = "my.csv"
+        if data == "image":
+            path = "my.png"
+            PIL.Image.fromarray(np.arange(256, dtype=np.uint8).reshape(16, 16)).save(path)
+        settings = (f"data={data}", f"data.path={path}", *TINY, "trainer.schedule=constant", "trainer.warmup=0")
+        whole = run("train", *settings, folder=tmp_path / "whole")
+        again = run("train", *settings, folder=tmp_path / "again")
+        assert again.rows == whole.rows
+        assert same_weights(again, whole)
+        run("train", *settings, "trainer.epochs=1", folder=tmp_path / "part")
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        result = run("train", f"resume={tmp_path}/part", "trainer.epochs=2")
+        assert result.status == 0, result.err
+        part = Result(0, "", "", tmp_path / "part")
+        assert part.rows == whole.rows
+        assert same_weights(part, whole)
+        assert (part.folder / "density.gif").read_bytes() == (whole.folder / "density.gif").read_bytes()
+
+    def test_a_resumed_run_refuses_another_file(self, run: Run, table: Path, tmp_path: Path) -> None:
+        run("train", "data=points", f"data.path={table}", *TINY, "trainer.plots=false", folder=tmp_path / "run")
+        np.savetxt(table, cloud(401), delimiter=",")
+        result = run("train", f"resume={tmp_path}/run", "trainer.epochs=3")
+        assert result.status == 2
+        assert "data.path accepts the file that has the digest" in result.err
+
+    @pytest.mark.parametrize("data", ["points", "image"])
+    @pytest.mark.parametrize("path", ["null", "nowhere.csv", ".", "bad.csv"])
+    def test_a_bad_path_is_one_line_and_nothing_is_written(
+        self, run: Run, tmp_path: Path, data: str, path: str
+    ) -> None:
+        (tmp_path / "bad.csv").write_text("1,2\n3,x\n")
+        result = run("train", f"data={data}", f"data.path={path}", *TINY)
+        assert result.status == 2
+        (line,) = result.err.strip().splitlines()
+        assert line.startswith("train.py: data.path accepts a")
+        assert [file.name for file in tmp_path.iterdir()] == ["bad.csv"]
+
+
+class TestImage:
+    def test_is_the_pictures_darkness(self, tmp_path: Path) -> None:
+        light = np.full((2, 4), 255, dtype=np.uint8)
+        light[0, 0], light[1, 2] = 0, 204  # one black pixel, upper left, and one a fifth as dark
+        PIL.Image.fromarray(light).save(tmp_path / "a.png")
+        density = Image(str(tmp_path / "a.png"))
+        x = torch.tensor([[-3.0, 1.0], [1.0, -1.0], [3.0, 1.0], [-3.0, 2.5]], dtype=torch.float64)
+        expected = [math.log(5 / 6 / 4), math.log(1 / 6 / 4), -math.inf, -math.inf]
+        assert density.log_prob(x).tolist() == pytest.approx(expected)
+        assert density.entropy == pytest.approx(-(5 / 6 * expected[0] + 1 / 6 * expected[1]))
+        assert Image(str(tmp_path / "a.png"), invert=True).log_prob(x)[0] == -math.inf
+
+    @pytest.mark.parametrize("size", [3, 7, 255, 1000])
+    def test_rounding_leaves_no_sample_on_white(self, tmp_path: Path, size: int) -> None:
+        light = np.indices((size, size)).sum(0) % 2 * 255
+        PIL.Image.fromarray(light.astype(np.uint8)).save(tmp_path / "a.png")
+        density = Image(str(tmp_path / "a.png"), resolution=1024)
+        assert torch.isfinite(density.log_prob(density.sample(1_000_000, torch.Generator().manual_seed(0)))).all()
+
+    @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "CMYK", "I;16"])
+    def test_reads_every_kind(self, tmp_path: Path, mode: str) -> None:
+        picture = PIL.Image.fromarray((np.arange(64).reshape(8, 8) * 4).astype(np.uint8))
+        if mode == "I;16":
+            picture = PIL.Image.fromarray(np.asarray(picture).astype(np.uint16) * 257)
+        path = tmp_path / ("a.tiff" if mode == "CMYK" else "a.png")
+        (picture if mode == "I;16" else picture.convert(mode)).save(path)
+        mass = Image(str(path)).mass
+        assert mass.sum() == pytest.approx(1)
+        if mode != "1":  # of which only dithering is left
+            grey = 1 - np.arange(64).reshape(8, 8) * 4 / 255
+            torch.testing.assert_close(
+                mass, torch.from_numpy(grey / grey.sum()).flip(0).flatten(), rtol=0.03, atol=1e-3
+            )
+
+    def test_larger_ones_are_reduced(self, tmp_path: Path) -> None:
+        PIL.Image.fromarray(np.arange(300 * 600, dtype=np.uint32).reshape(300, 600).astype(np.uint8)).save(
+            tmp_path / "a.png"
+        )
+        density = Image(str(tmp_path / "a.png"), resolution=100)
+        assert (density.rows, density.columns) == (50, 100)
+
+    @pytest.mark.parametrize("content", ["blank", "cut", "text"])
+    def test_what_is_no_picture_is_refused(self, tmp_path: Path, content: str) -> None:
+        path = tmp_path / "a.png"
+        PIL.Image.fromarray(np.full((50, 50), 255, dtype=np.uint8)).save(path)
+        if content != "blank":
+            path.write_bytes(path.read_bytes()[:60] if content == "cut" else b"no picture")
+        with pytest.raises(ArgumentError, match=r"^path accepts a picture"):
+            Image(str(path))
