@@ -182,7 +182,8 @@ class TestEpochFigure:
         for axes in figure.axes:
             axes.apply_aspect()
             box = axes.get_window_extent()
-            assert box.width == pytest.approx(box.height, abs=1) > 200
+            assert box.width == pytest.approx(box.height, abs=1)
+            assert box.width > 200
 
     def test_updating_is_drawing_afresh(self) -> None:
         used, points = self.figure()
