@@ -11,7 +11,6 @@ import torch
 from omegaconf import DictConfig
 
 from arguments import ArgumentError, Range
-from flows.fused import compile_passes
 from training.command_line import command
 from training.configuration import build, choose_device
 from training.run_folder import describe, open_folder
@@ -36,12 +35,12 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if reason := compile_passes(settings.compile, device):
-        print(f"compile=true: going on without, because nothing can be compiled here: {reason}", file=sys.stderr)
     torch.manual_seed(settings.seed)
 
     target = build(config.data)
     flow = build(config.flow, dimensions=2).to(device)
+    if settings.compile and (reason := flow.compile_for(device)):
+        print(f"compile=true: going on without, because nothing can be compiled here: {reason}", file=sys.stderr)
     optimizer = build(config.optimizer)(flow)
     try:
         target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
@@ -56,7 +55,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             folder=folder,
             seed=settings.seed,
             title=f"{config.choices.flow} on {config.choices.data}",
-            about=describe(config, device),
+            about={**describe(config, device), "compiled": flow.compiled},
         )()
         kl = trainer.fit(resume=settings.resume is not None)
     print(f"KL {kl:.4f} nats; pictures, metrics and checkpoint in {folder}", file=sys.stdout)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flows import Flow
-from flows.lipschitz import LipschitzLinear, normalized_together, power_iterate
+from flows.lipschitz import LipschitzLinear, power_iterate
 from training.optimizers import AnyOptimizer
 
 __all__ = ["Learner"]
@@ -49,8 +49,7 @@ class Learner:
     def backward(self, x: Tensor) -> Tensor:
         """Compute the gradient of the NLL of `x`, shape (batch, d); return the NLL in nats, without graph."""
         self.optimizer.zero_grad(set_to_none=True)
-        with normalized_together(self._layers):
-            loss = -self.flow.log_prob(x).mean()
+        loss = -self.flow.log_prob(x).mean()
         loss.backward()
         return loss.detach()
 

@@ -114,4 +114,6 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
     state = load_checkpoint(folder, setting)
     with belonging_together(folder, setting):
         flow.load_state_dict(state["learner"]["average"])
+    if config.get("compile"):
+        flow.compile_for(device or torch.device("cpu"))
     return LoadedRun(flow.to(device or "cpu").eval().requires_grad_(False), config)
