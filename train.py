@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from arguments import ArgumentError, Range
 from flows.fused import compile_passes
 from training.command_line import command
-from training.configuration import build, choose_device
+from training.configuration import build, choose_device, save_config
 from training.run_folder import describe, open_folder
 
 RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "device")
@@ -36,8 +36,6 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if reason := compile_passes(settings.compile, device):
-        print(f"compile=true: going on without, because nothing can be compiled here: {reason}", file=sys.stderr)
     torch.manual_seed(settings.seed)
 
     target = build(config.data)
@@ -47,7 +45,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
         target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
     except ArgumentError as error:
         raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
-    with open_folder(folder, config, resume=settings.resume is not None):
+    with open_folder(folder, resume=settings.resume is not None):
         trainer = build(
             config.trainer,
             flow=flow,
@@ -58,7 +56,18 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             title=f"{config.choices.flow} on {config.choices.data}",
             about=describe(config, device),
         )()
-        kl = trainer.fit(resume=settings.resume is not None)
+        if settings.resume is not None:
+            trainer.restore()
+        kl = trainer.finished()
+        if kl is not None:
+            print("this run is finished and stays as it is; a larger trainer.epochs or trainer.max_seconds goes on")
+        else:
+            config.resume = None  # of this sitting, not of the run
+            save_config(config, folder)
+            if reason := compile_passes(settings.compile, device):
+                message = f"compile=true: going on without, because nothing can be compiled here: {reason}"
+                print(message, file=sys.stderr)
+            kl = trainer.fit()
     print(f"KL {kl:.4f} nats; pictures, metrics and checkpoint in {folder}", file=sys.stdout)
     return kl
 

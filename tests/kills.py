@@ -1,4 +1,4 @@
-"""Runs killed at random moments, and resumed: `python -m tests.kills 100`.
+"""Runs killed at random moments, and resumed: `python -m tests.kills 100`, or in parts, `25 0`, `25 25`, ...
 
 Each must end as a run never interrupted: the same metrics, weights, frames and figures, bit for bit; and what a kill
 leaves behind must open.
@@ -57,10 +57,11 @@ def kill_and_resume(reference: Path, folder: Path, chance: random.Random) -> str
     _, err = process.communicate()
     assert "Traceback" not in err, err
     assert process.returncode in (0, -signal.SIGKILL, 130, 143, -signal.SIGTERM, -signal.SIGINT), err
-    epochs = _read_all(folder)
+    epochs = read_all(folder)
     _train(f"resume={folder}", cwd=folder.parent)
-    _read_all(folder)
-    assert _end(folder) == _end(reference)
+    read_all(folder)
+    assert not list(folder.rglob(".*")), "temporary files are left"
+    assert end(folder) == end(reference)
     return f"{number.name} after {delay:.2f} s, with {epochs} epochs done"
 
 
@@ -70,7 +71,7 @@ def _train(*arguments: str, cwd: Path) -> None:
     assert process.returncode == 0, err
 
 
-def _read_all(folder: Path) -> int:
+def read_all(folder: Path) -> int:
     """Open every file of a run folder; return how many epochs its metrics hold."""
     epochs = 0
     for path in folder.rglob("*"):
@@ -92,7 +93,7 @@ def _read_all(folder: Path) -> int:
     return epochs
 
 
-def _end(folder: Path) -> dict[str, Any]:
+def end(folder: Path) -> dict[str, Any]:
     """All that a run leaves, times aside."""
     rows = [
         {k: v for k, v in row.items() if k not in OF_TIME} for row in csv.DictReader((folder / "metrics.csv").open())
@@ -114,10 +115,11 @@ def _end(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reference = whole(folder)
-        for kill in tqdm(range(n), unit="kill", disable=None):
+        for kill in tqdm(range(first, first + n), unit="kill", disable=None):
             print(f"{kill}: {kill_and_resume(reference, folder / str(kill), random.Random(kill))}", flush=True)
     print(f"{n} kills: {n} resumed to the identical end, 0 unreadable files")
 
