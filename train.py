@@ -26,7 +26,7 @@ class Settings:
 
     seed: Annotated[int, Range(ge=0)]
     device: str
-    threads: Annotated[int, Range(ge=1)] | None
+    threads: Annotated[int, Range(ge=1, le=4096)] | None
     compile: bool
     resume: str | None
 

@@ -78,8 +78,8 @@ def test_where_nothing_more_can_be_written(
     assert kills.end(folder) == kills.end(whole.folder)
 
 
-# Settings, checkpoint, metrics, figure, density.gif, transport.gif, checkpoint: the file and its folder each. Then metrics
-# and figure again; and 19 and 20 are a frame behind the trailer of density.gif, and the byte that makes it count.
+# Settings, checkpoint, metrics, figure, density.gif, transport.gif, checkpoint: the file and its folder each. Then
+# metrics and figure again; 19 and 20 are a frame behind the trailer of density.gif, and the byte that makes it count.
 @pytest.mark.parametrize("sync", [2, 3, 5, 9, 19, 20])
 def test_where_the_disk_is_full_at_any_write(
     run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: int

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -43,8 +44,11 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         resumable: settings that may change with `resume=`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.error = lambda message: _exit(2, f"{message}; settings are given as name=value")
+    arguments = parser.parse_args()
     try:
+        _refuse_what_hydra_would_build(arguments.overrides)
         other = (
             arguments.multirun, arguments.help, arguments.hydra_help, arguments.cfg, arguments.info,
             arguments.shell_completion, arguments.experimental_rerun,
@@ -64,10 +68,18 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     except (HydraException, OmegaConfBaseException) as error:
         _exit(2, " ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (NonFiniteError, ContractionError, InverseError, UnwritableError) as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # nobody reads standard output, so Python must not flush it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(1, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        _exit(1, "stopped: these settings need more memory than there is")
     except Interrupted as stop:
         print(stop.message, file=sys.stderr)
         raise
+    except KeyboardInterrupt:  # before training has begun, or the second one
+        _exit(130, "stopped")
 
 
 def _run_once(task: Task, settings: type, config: DictConfig) -> None:
@@ -132,6 +144,27 @@ def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> D
         raise ArgumentError("resume", accepts, ", ".join(refused))
     config.resume = str(folder)
     return config
+
+
+def _refuse_what_hydra_would_build(overrides: list[str]) -> None:
+    """Hydra builds its own parts from the configuration too, and asks nobody where their classes come from.
+
+    Raises:
+        ArgumentError: an override names a class there, or could.
+    """
+    for override in _parse(overrides):
+        key, line = override.key_or_group, override.input_line
+        if key == "hydra" or key.startswith("hydra.callbacks"):
+            raise ArgumentError(key, "nothing", repr(line))
+        if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):
+            raise ArgumentError(key, "plain values of the settings that are there", repr(line))
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is short; on the host torch has no class of its own for that."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
 
 
 def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:
