@@ -45,10 +45,10 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
     parser = get_args_parser()
-    parser.error = lambda message: _exit(2, f"{message}; settings are given as name=value")
+    parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")
     arguments = parser.parse_args()
     try:
-        _refuse_what_hydra_would_build(arguments.overrides)
+        _refuse_what_nobody_sets(arguments.overrides)
         other = (
             arguments.multirun, arguments.help, arguments.hydra_help, arguments.cfg, arguments.info,
             arguments.shell_completion, arguments.experimental_rerun,
@@ -146,16 +146,18 @@ def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> D
     return config
 
 
-def _refuse_what_hydra_would_build(overrides: list[str]) -> None:
+def _refuse_what_nobody_sets(overrides: list[str]) -> None:
     """Hydra builds its own parts from the configuration too, and asks nobody where their classes come from.
 
     Raises:
-        ArgumentError: an override names a class there, or could.
+        ArgumentError: an override names a class there, or could; or it is of what follows from other settings.
     """
     for override in _parse(overrides):
         key, line = override.key_or_group, override.input_line
         if key == "hydra" or key.startswith("hydra.callbacks"):
             raise ArgumentError(key, "nothing", repr(line))
+        if key == "choices" or key.startswith("choices."):
+            raise ArgumentError(key, f"nothing: choose with {key.rpartition('.')[2]}=...", repr(line))
         if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):
             raise ArgumentError(key, "plain values of the settings that are there", repr(line))
 

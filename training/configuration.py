@@ -121,8 +121,7 @@ def load_config(folder: Path, setting: str) -> DictConfig:
     """
     path, accepts = folder / "config.yaml", "a folder written by train.py, with its config.yaml"
     try:
-        text = path.read_text()
-        config = OmegaConf.create(text)
+        text, config = path.read_text(), OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from arguments import Range, checked
+from arguments import Range, check_arguments, checked
 from atomic import write_atomically
 from datasets import TargetDensity
 from flows import Flow
@@ -94,8 +94,8 @@ class Trainer:
         title: str,
         about: dict[str, Any],
         epochs: Annotated[int, Range(ge=1)],
-        steps_per_epoch: Annotated[int, Range(ge=1)],
-        batch_size: Annotated[int, Range(ge=1)],
+        steps_per_epoch: Annotated[int, Range(ge=1, le=10**9)],
+        batch_size: Annotated[int, Range(ge=1, le=10**9)],
         max_seconds: Annotated[float, Range(gt=0)] | None = None,
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup: Annotated[float, Range(ge=0, lt=1)] = 0.02,
@@ -134,6 +134,9 @@ class Trainer:
         state = load_checkpoint(self.folder, "resume")
         with belonging_together(self.folder, "resume"):
             self.learner.load_state_dict(state["learner"])
+            if name := first_not_finite([*self.learner.flow.named_parameters()]):
+                raise ValueError(f"{name} is not finite")
+            check_arguments(Progress, {key: value for key, value in state["progress"].items() if key != "rows"})
             self.progress = Progress(**state["progress"])
             torch.set_rng_state(state["random_state"]["cpu"])
             if self.device.type == "cuda" and "cuda" in state["random_state"]:
