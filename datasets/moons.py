@@ -29,7 +29,7 @@ class Moons(TargetDensity):
 
     @checked
     def __init__(self, noise: Noise = 0.1) -> None:
-        self.check_noise(2 * noise, RADIUS)
+        self.check_noise(noise, RADIUS / 2)  # before the scaling
         self.noise = noise
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

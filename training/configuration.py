@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import yaml
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -51,6 +52,9 @@ def _check_node(path: str, node: dict[str, Any]) -> None:
     for key, value in node.items():
         if key.startswith("_") and key != "_target_" and (key, value, group in WAITING) != ("_partial_", True, True):
             raise ArgumentError(f"{path}.{key}", "nothing: arguments are given by name", repr(value))
+        built = isinstance(value, dict) and "_target_" in value
+        if not built and (isinstance(value, dict) or ("_target_" in node and key in HOMES)):
+            raise ArgumentError(f"{path}.{key}", "what a file of configs holds, with its _target_", repr(value))
         if isinstance(value, dict):
             _check_node(f"{path}.{key}", value)
         elif _holds_mapping(value):  # Hydra would build what it names
@@ -86,7 +90,13 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     Raises:
         ArgumentError: the object itself refuses a setting, such as a contradictory pair.
     """
-    made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
+    try:
+        made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
+    except InstantiationException as error:
+        if isinstance(refusal := error.__cause__, ArgumentError):
+            name = f"{node._get_full_key(None)}.{refusal.name}"
+            raise ArgumentError(name, refusal.accepts, refusal.got) from None
+        raise
     return functools.partial(made, **arguments) if node.get("_partial_") else made
 
 
