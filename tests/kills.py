@@ -32,10 +32,21 @@ OF_TIME = ("seconds", "train_seconds", "plot_seconds")
 
 def whole(folder: Path) -> Path:
     """Train without interruption in `folder`; the seconds it took are left in a file beside."""
+    run = folder / "whole"
+    process = _start(run)
     began = time.perf_counter()
-    _train(f"hydra.run.dir={folder / 'whole'}", *SETTINGS, cwd=folder)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
     (folder / "seconds").write_text(str(time.perf_counter() - began))
-    return folder / "whole"
+    return run
+
+
+def _start(folder: Path) -> subprocess.Popen:
+    """Start a run in `folder`, and return when its settings are written: before lie only imports."""
+    process = start("train", f"hydra.run.dir={folder}", *SETTINGS, cwd=folder.parent)
+    while not (folder / "config.yaml").exists() and process.poll() is None:
+        time.sleep(0.002)
+    return process
 
 
 def kill_and_resume(reference: Path, folder: Path, chance: random.Random) -> str:
@@ -45,14 +56,12 @@ def kill_and_resume(reference: Path, folder: Path, chance: random.Random) -> str
         AssertionError: something cannot be read after the kill, or the end is not that of `reference`.
     """
     number, seconds = chance.choice(SIGNALS), float((reference.parent / "seconds").read_text())
-    # Most of the seconds go into imports: so the moment is counted from when the folder appears.
-    delay = chance.uniform(0, 0.6 * seconds)
+    delay = chance.uniform(0, 0.9 * seconds)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    process = start("train", f"hydra.run.dir={folder}", *SETTINGS, cwd=folder.parent)
-    while not (folder / "config.yaml").exists() and process.poll() is None:
-        time.sleep(0.002)
+    process = _start(folder)
     with contextlib.suppress(subprocess.TimeoutExpired):  # still at work, as wanted
         process.wait(delay)
+    at_work = process.poll() is None
     process.send_signal(number)
     _, err = process.communicate()
     assert "Traceback" not in err, err
@@ -62,7 +71,7 @@ def kill_and_resume(reference: Path, folder: Path, chance: random.Random) -> str
     read_all(folder)
     assert not list(folder.rglob(".*")), "temporary files are left"
     assert end(folder) == end(reference)
-    return f"{number.name} after {delay:.2f} s, with {epochs} epochs done"
+    return f"{number.name} after {delay:.2f} s, with {epochs} epochs done{'' if at_work else ': it had ended'}"
 
 
 def _train(*arguments: str, cwd: Path) -> None:

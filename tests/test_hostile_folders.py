@@ -83,14 +83,13 @@ def leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[s
             yield from leaves(value, (*path, key))
 
 
-MAY_BE_MISSING = {"choices.trainer", "resume", "trainer.max_seconds"}
-
-
 def test_every_setting_of_a_stored_config_is_looked_at(run: Run, folder: Path) -> None:
     """Each in turn made a value of another kind."""
     stored = yaml.safe_load((folder / "config.yaml").read_text())
     tried = 0
     for path in leaves(stored):
+        if path == ("resume",):
+            continue  # what is typed counts
         for bad in ({"a": 1}, [{"a": 1}]):
             damaged = yaml.safe_load((folder / "config.yaml").read_text())
             node = damaged
@@ -101,7 +100,7 @@ def test_every_setting_of_a_stored_config_is_looked_at(run: Run, folder: Path) -
             result = run("train", f"resume={folder}")
             assert result.status == 2, (path, bad, result.err)
             assert len(result.err.strip().splitlines()) == 1
-            assert path[0] in result.err or path[0] == "resume"
+            assert path[0] in result.err
             tried += 1
         (folder / "config.yaml").write_text(yaml.safe_dump(stored))
     assert tried > 80
