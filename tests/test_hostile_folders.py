@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import pickle
@@ -17,7 +18,7 @@ import torch
 import yaml
 
 from arguments import ArgumentError
-from tests.conftest import TINY, Result
+from tests.conftest import PROJECT, TINY, Result
 from training.checkpoint import load_checkpoint
 
 Run = Callable[..., Result]
@@ -216,3 +217,29 @@ def test_a_checkpoint_of_something_else_is_refused(run: Run, folder: Path, damag
     assert result.status == 2, result.err
     assert "resume accepts a folder whose files are all of one run, as train.py left them; got " in result.err
     assert path.read_bytes() == before
+
+
+FORBIDDEN = ("eval", "exec", "compile", "__import__", "system", "popen", "unsafe_load", "full_load")
+
+
+def test_nothing_in_the_project_runs_what_it_reads() -> None:
+    """No eval, no pickle, no loader of anything but weights, in all its code."""
+    seen, others = 0, {"tests", ".venv"}
+    for path in (path for path in PROJECT.rglob("*.py") if not others & set(path.relative_to(PROJECT).parts)):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                names = [getattr(node, "module", None), *(name.name for name in node.names)]
+                assert not {"pickle", "cPickle", "dill", "joblib", "shelve", "marshal"} & set(names), path
+            if not isinstance(node, ast.Call):
+                continue
+            seen += 1
+            function, keywords = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+            assert function not in FORBIDDEN, (path, node.lineno)
+            assert function.rpartition(".")[2] not in FORBIDDEN or function == "torch.compile", (path, node.lineno)
+            assert keywords.get("shell", "False") == "False", (path, node.lineno)
+            assert keywords.get("allow_pickle", "False") == "False", (path, node.lineno)
+            if function == "torch.load":
+                assert keywords["weights_only"] == "True", (path, node.lineno)
+            if function == "instantiate":
+                assert path == PROJECT / "training" / "configuration.py"
+    assert seen > 500

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from tests import kills
-from tests.conftest import PROJECT, TINY, Result
+from tests.conftest import PROJECT, TINY, Result, start
 from training.evaluation import log_prob
 from training.run_folder import load_run
 
@@ -196,6 +196,19 @@ def test_sampling_while_training_is_of_a_certified_flow(
     assert len(seen) == 2
     assert max(seen) < 0.99**3 + 1e-5
     assert watched.rows == plain.rows  # and to be watched changes nothing
+
+
+def test_a_reader_who_leaves_stops_the_run_in_one_line(run: Run, whole: Result, tmp_path: Path) -> None:
+    """As of `python train.py | head -1`."""
+    folder = tmp_path / "unread"
+    process = start("train", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path)
+    process.stdout.close()
+    (line,) = process.stderr.read().splitlines()
+    assert process.wait() == 1
+    assert "Broken pipe" in line
+    assert f"go on with: python train.py resume={folder}" in line
+    assert run("train", f"resume={folder}").status == 0
+    assert kills.end(folder) == kills.end(whole.folder)
 
 
 def test_a_terminal_changes_nothing(run: Run, whole: Result, tmp_path: Path) -> None:
