@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 
 from arguments import ArgumentError, Range
 from training.command_line import command
-from training.configuration import build, choose_device
+from training.configuration import build, choose_device, save_config
 from training.run_folder import describe, open_folder
 
 RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "device")
@@ -25,7 +25,7 @@ class Settings:
 
     seed: Annotated[int, Range(ge=0)]
     device: str
-    threads: Annotated[int, Range(ge=1)] | None
+    threads: Annotated[int, Range(ge=1, le=4096)] | None
     compile: bool
     resume: str | None
 
@@ -39,14 +39,13 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
 
     target = build(config.data)
     flow = build(config.flow, dimensions=2).to(device)
-    if settings.compile and (reason := flow.compile_for(device)):
-        print(f"compile=true: going on without, because nothing can be compiled here: {reason}", file=sys.stderr)
+    why_not_compiled = flow.compile_for(device) if settings.compile else None
     optimizer = build(config.optimizer)(flow)
     try:
         target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
     except ArgumentError as error:
         raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
-    with open_folder(folder, config, resume=settings.resume is not None):
+    with open_folder(folder, resume=settings.resume is not None):
         trainer = build(
             config.trainer,
             flow=flow,
@@ -57,7 +56,18 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             title=f"{config.choices.flow} on {config.choices.data}",
             about={**describe(config, device), "compiled": flow.compiled},
         )()
-        kl = trainer.fit(resume=settings.resume is not None)
+        if settings.resume is not None:
+            trainer.restore()
+        kl = trainer.finished()
+        if kl is not None:
+            print("this run is finished and stays as it is; a larger trainer.epochs or trainer.max_seconds goes on")
+        else:
+            config.resume = None  # of this sitting, not of the run
+            save_config(config, folder)
+            if why_not_compiled:
+                message = "compile=true: going on without, because nothing can be compiled here: "
+                print(message + why_not_compiled, file=sys.stderr)
+            kl = trainer.fit()
     print(f"KL {kl:.4f} nats; pictures, metrics and checkpoint in {folder}", file=sys.stdout)
     return kl
 

@@ -15,6 +15,7 @@ from plots.text import draw_text, to_grey_indices
 __all__ = ["DensityGif"]
 
 WIDTH, HEIGHT = 700, 392
+LEAST_DENSITY = 1e-12  # where a density falls between all points of the grid, its picture is empty
 
 
 class DensityGif:
@@ -29,7 +30,7 @@ class DensityGif:
 
     def __init__(self, path: Path, target: np.ndarray, window: Window, title: str) -> None:
         self.file = GifFile(path, density_palette())
-        self.top = float(target.max()) * 1.05
+        self.top = max(float(target.max()) * 1.05, LEAST_DENSITY)
         figure = new_figure(WIDTH, HEIGHT)
         left, right = figure.add_axes((0.04, 0.06, 0.43, 0.77)), figure.add_axes((0.5, 0.06, 0.43, 0.77))
         style_axes(left, window, "target density")

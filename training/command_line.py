@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -22,8 +23,9 @@ from omegaconf.errors import OmegaConfBaseException
 from arguments import ArgumentError, check_arguments, nearest
 from flows.fixed_point import InverseError
 from training.configuration import check_config, load_config
-from training.diagnosis import NonFiniteLossError
+from training.diagnosis import ContractionError, NonFiniteError
 from training.interruption import Interrupted
+from training.run_folder import UnwritableError
 
 __all__ = ["command"]
 
@@ -42,38 +44,49 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         resumable: settings that may change with `resume=`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")
+    arguments = parser.parse_args()
     try:
+        _refuse_what_nobody_sets(arguments.overrides)
         other = (
             arguments.multirun, arguments.help, arguments.hydra_help, arguments.cfg, arguments.info,
             arguments.shell_completion, arguments.experimental_rerun,
         )  # fmt: skip
         if not any(other):
+            if resumable and (folder := _folder_to_resume(arguments.overrides)) is not None:
+                config = _resumed(folder, arguments.overrides, frozenset(resumable))
+                _run(task, settings, config, folder)
+                return
             config = _compose(arguments.config_name or config_name, arguments.overrides, arguments.config_dir)
             if config.hydra.mode != RunMode.MULTIRUN:
-                _run_once(task, settings, config, arguments.overrides, frozenset(resumable))
+                _run_once(task, settings, config)
                 return
         _hand_to_hydra(task, settings, config_name)
     except ArgumentError as error:
         _exit(2, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _exit(2, " ".join(line.strip() for line in str(error).splitlines() if line.strip()))
-    except (NonFiniteLossError, InverseError) as error:
+    except (NonFiniteError, ContractionError, InverseError, UnwritableError) as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # nobody reads standard output, so Python must not flush it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(1, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        _exit(1, "stopped: these settings need more memory than there is")
     except Interrupted as stop:
         print(stop.message, file=sys.stderr)
         raise
+    except KeyboardInterrupt:  # before training has begun, or the second one
+        _exit(130, "stopped")
 
 
-def _run_once(task: Task, settings: type, config: DictConfig, overrides: list[str], resumable: frozenset[str]) -> None:
+def _run_once(task: Task, settings: type, config: DictConfig) -> None:
     """A run in this process, without Hydra's own machinery: nothing is written before all is checked."""
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
-    folder = Path(config.hydra.run.dir)
-    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    if config.get("resume") is not None:
-        folder = Path(str(config.resume))
-        config = _resumed(folder, overrides, resumable)
-    _run(task, settings, config, folder)
+    folder = Path(str(config.hydra.run.dir))
+    _run(task, settings, OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), folder)
 
 
 def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
@@ -89,21 +102,71 @@ def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float 
     known = {field.name for field in dataclasses.fields(settings)}
     values = {key: value for key, value in config.items() if key in known or not isinstance(value, DictConfig)}
     check_arguments(settings, values)
+    for missing in known - values.keys():  # in a stored configuration that was changed
+        raise ArgumentError(missing, "a value", "none")
     check_config(config)
     return task(config, settings(**values), folder)
 
 
+def _folder_to_resume(overrides: list[str]) -> Path | None:
+    """What `resume=` names, if it is given."""
+    values = [override.value() for override in _parse(overrides) if override.key_or_group == "resume"]
+    return None if not values or values[-1] is None else Path(str(values[-1]))
+
+
 def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> DictConfig:
-    """The stored configuration of `folder`, with the few changes that a resumed run may make."""
+    """The stored configuration of `folder`, with the few changes that a resumed run may make.
+
+    Raises:
+        ArgumentError: names all settings that differ and may not.
+    """
     config = load_config(folder, "resume")
+    known, refused = _settings_of(config), []
     for override in _parse(overrides):
         key, value = override.key_or_group, override.value()
+        if key == "resume":
+            continue
+        if override.is_sweep_override():
+            raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
+        if key not in known and not key.startswith("hydra.") and not (CONFIGS / key).is_dir():
+            got = f"{override.input_line!r}{nearest(key, known)}"
+            raise ArgumentError(key, "nothing: there is no such setting", got)
+        stored = config.choices[key] if key in config.choices else OmegaConf.select(config, key)
+        if value == stored:
+            continue
         if key in resumable:
             OmegaConf.update(config, key, value)
-        elif key != "resume" and value != config.choices.get(key) and value != OmegaConf.select(config, key):
-            raise ArgumentError(key, f"no change with resume=: only {', '.join(sorted(resumable))} may", repr(value))
+            print(f"resuming with {key}={value}, which was {stored}")
+        else:
+            refused.append(f"{key}={value} ({stored} in the run)")
+    if refused:
+        accepts = f"no change of settings other than {', '.join(sorted(resumable))}"
+        raise ArgumentError("resume", accepts, ", ".join(refused))
     config.resume = str(folder)
     return config
+
+
+def _refuse_what_nobody_sets(overrides: list[str]) -> None:
+    """Hydra builds its own parts from the configuration too, and asks nobody where their classes come from.
+
+    Raises:
+        ArgumentError: an override names a class there, or could; or it is of what follows from other settings.
+    """
+    for override in _parse(overrides):
+        key, line = override.key_or_group, override.input_line
+        if key == "hydra" or key.startswith("hydra.callbacks"):
+            raise ArgumentError(key, "nothing", repr(line))
+        if key == "choices" or key.startswith("choices."):
+            raise ArgumentError(key, f"nothing: choose with {key.rpartition('.')[2]}=...", repr(line))
+        if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):
+            raise ArgumentError(key, "plain values of the settings that are there", repr(line))
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is short; on the host torch has no class of its own for that."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
 
 
 def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:

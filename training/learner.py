@@ -53,9 +53,12 @@ class Learner:
         loss.backward()
         return loss.detach()
 
-    def update(self, rate: float) -> None:
-        """Move the weights by the gradient, at `rate` times the optimizer's peak learning rates."""
-        nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+    def update(self, rate: float) -> Tensor:
+        """Move the weights by the gradient, at `rate` times the optimizer's peak learning rates.
+
+        Returns the gradient's norm before it was cut: not finite where any of it is not.
+        """
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = rate * peak
         self.optimizer.step()
@@ -65,6 +68,7 @@ class Learner:
             # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
             decay = min(self.ema_decay, self.steps / (self.steps + 10))
             torch._foreach_lerp_(self._average_parameters, self._parameters, 1 - decay)
+        return norm
 
     def converge(self) -> None:
         """Make every spectral norm exact, of the flow and of the average, so that what is evaluated is certified."""
