@@ -10,11 +10,12 @@ from typing import Annotated
 import torch
 from omegaconf import DictConfig
 
-from arguments import ArgumentError, Range
+from arguments import Range
 from flows.fused import compile_passes
 from training.command_line import command
-from training.configuration import build, choose_device
-from training.run_folder import describe, open_folder
+from training.configuration import build, build_target, choose_device
+from training.report import write_run_report
+from training.run_folder import describe, load_summary, open_folder
 
 RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "device")
 """What may change with `resume=`."""
@@ -40,13 +41,10 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
         print(f"compile=true: going on without, because nothing can be compiled here: {reason}", file=sys.stderr)
     torch.manual_seed(settings.seed)
 
-    target = build(config.data)
+    target = build_target(config)
     flow = build(config.flow, dimensions=2).to(device)
     optimizer = build(config.optimizer)(flow)
-    try:
-        target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
-    except ArgumentError as error:
-        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
+    logger = build(config.logger) if "logger" in config else None
     with open_folder(folder, config, resume=settings.resume is not None):
         trainer = build(
             config.trainer,
@@ -57,11 +55,17 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             seed=settings.seed,
             title=f"{config.choices.flow} on {config.choices.data}",
             about=describe(config, device),
+            logger=logger,
         )()
         kl = trainer.fit(resume=settings.resume is not None)
-    print(f"KL {kl:.4f} nats; pictures, metrics and checkpoint in {folder}", file=sys.stdout)
+        write_run_report(folder)
+        if logger is not None:
+            logger.finish(folder, config, load_summary(folder))
+    print(f"KL {kl:.4f} nats; report, pictures, metrics and checkpoint in {folder}", file=sys.stdout)
     return kl
 
 
 if __name__ == "__main__":
-    command(train, Settings, "train", RESUMABLE)
+    import train as this  # the module by its name, under which a sweep's other processes find it too
+
+    command(this.train, this.Settings, "train", this.RESUMABLE)

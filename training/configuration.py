@@ -16,8 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arguments import ArgumentError, check_arguments
 from atomic import write_atomically
+from datasets import TargetDensity
 
-__all__ = ["build", "check_config", "choose_device", "load_config", "save_config"]
+__all__ = ["build", "build_target", "check_config", "choose_device", "load_config", "save_config"]
 
 PACKAGES = ("datasets", "flows", "training")
 
@@ -68,6 +69,20 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     """
     made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
     return functools.partial(made, **arguments) if node.get("_partial_") else made
+
+
+def build_target(config: DictConfig) -> TargetDensity:
+    """Build the target density, its entropy computed and kept.
+
+    Raises:
+        ArgumentError: the density is too thin for its entropy to be known.
+    """
+    target = build(config.data)
+    try:
+        target.entropy  # noqa: B018
+    except ArgumentError as error:
+        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
+    return target
 
 
 def choose_device(name: str) -> torch.device:

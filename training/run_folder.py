@@ -27,7 +27,7 @@ try:
 except ImportError:  # not on Windows, where a folder is not held
     fcntl = None
 
-__all__ = ["LoadedRun", "describe", "load_run", "open_folder"]
+__all__ = ["LoadedRun", "describe", "load_run", "load_summary", "open_folder"]
 
 
 @contextlib.contextmanager
@@ -42,7 +42,8 @@ def open_folder(folder: Path, config: DictConfig, resume: bool) -> Iterator[None
         raise ArgumentError(setting, f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
     with contextlib.ExitStack() as on_leaving:
         try:
-            (folder / "plots").mkdir(parents=True, exist_ok=True)
+            for name in ("plots", "densities"):
+                (folder / name).mkdir(parents=True, exist_ok=True)
             if fcntl is not None:  # the lock goes with the process, however that ends
                 handle = os.open(folder, os.O_RDONLY)
                 on_leaving.callback(os.close, handle)
@@ -83,6 +84,11 @@ def _git(*arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def load_summary(folder: Path) -> dict[str, Any]:
+    """The summary.json of a run that has ended."""
+    return json.loads((folder / "summary.json").read_text())
 
 
 @dataclass(frozen=True)
