@@ -65,6 +65,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     return kl
 
 
+# Hydra's shell completion asks only scripts that hold the text @hydra.main: this comment is for it to find.
 if __name__ == "__main__":
     import train as this  # the module by its name, under which a sweep's other processes find it too
 

@@ -439,7 +439,7 @@ def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) ->
 def test_the_shell_completes_settings() -> None:
     """As bash would ask, by the function that `--shell-completion install=bash` defines."""
     script = f"""
-        python() {{ {sys.executable} "$@"; }}
+        export PATH="{Path(sys.executable).parent}:$PATH"
         eval "$(python train.py --shell-completion install=bash)"
         COMP_LINE="python train.py flow=ires"; COMP_POINT=${{#COMP_LINE}}
         COMP_WORDS=($COMP_LINE); COMP_CWORD=2

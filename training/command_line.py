@@ -14,10 +14,12 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -55,6 +57,7 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
     arguments = get_args_parser().parse_args()
+    _prefer_own_configs()
     try:
         if arguments.help:
             print(help_page(CONFIGS, config_name, arguments.overrides))
@@ -81,6 +84,16 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     except Interrupted as stop:
         print(stop.message, file=sys.stderr)
         raise
+
+
+def _prefer_own_configs() -> None:
+    """Let configs/hydra stand in place of what the extras register under the same names, not be merged into it."""
+    Plugins.instance()  # imports the extras
+    for path in (CONFIGS / "hydra").rglob("*.yaml"):
+        group = ConfigStore.instance().repo
+        for name in path.relative_to(CONFIGS).parent.parts:
+            group = group.get(name, {})
+        group.pop(path.name, None)
 
 
 def _run_once(task: Task, settings: type, config: DictConfig, overrides: list[str], resumable: frozenset[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import math
 import signal
 import sys
 import traceback
@@ -51,8 +50,8 @@ class SweepCallback(Callback):
                 traceback.print_exception(error)
             print(f"run {row.number} failed: {row.error}", file=sys.stderr)
             # To Hydra it has ended, without a result: so the others go on, and a search counts a failed trial.
-            job_return.return_value, job_return.status = math.nan, JobStatus.COMPLETED
-        else:
+            job_return.return_value, job_return.status = None, JobStatus.COMPLETED
+        elif job_return.return_value is not None:  # a failed trial of a search stays what it was
             row.figures = load_summary(row.folder)
             row.error = None
         row.write()
@@ -107,7 +106,7 @@ class Sweep:
             accepts = "a folder that can be written"
             raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}': {error.strerror}") from error
 
-    def run(self, config: DictConfig, run: Callable[[DictConfig, Path], float | None]) -> float:
+    def run(self, config: DictConfig, run: Callable[[DictConfig, Path], float | None]) -> float | None:
         """One of its runs, called by a launcher, maybe in another process: begun, gone on with, or done before.
 
         Raises:
@@ -125,7 +124,7 @@ class Sweep:
         if row.figures:
             return row.kl
         if row.error is not None and job.runtime.choices["hydra/sweeper"] != "basic":
-            return math.nan  # a search is retraced: what came after a failed trial was chosen because it had failed
+            return None  # a search is retraced: what came after a failed trial was chosen because it had failed
         if (folder / "config.yaml").exists():
             config = load_config(folder, "resume")
             config.resume = str(folder)
