@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ __all__ = ["Panel", "Sheet", "Strip"]
 
 SIDE, GAP, LINE = 170, 12, 13  # pixels: of a panel, between panels, of a line of text
 LEFT, TOP, RIGHT, BOTTOM = 30, 40, 64, 20
-MOST_COLUMNS = 6  # the target's included
+MOST_PANELS = 5  # beside a target, in a line
 LETTERS = 27  # of a line of a panel's title
 MOST_FRAMES, FRAME_MILLISECONDS, LAST_MILLISECONDS = 60, 250, 2000
 
@@ -66,7 +67,8 @@ class Sheet:
     """
 
     def __init__(self, strips: list[Strip], title: str) -> None:
-        columns = min(MOST_COLUMNS, 1 + max(len(strip.panels) for strip in strips))
+        most = max(len(strip.panels) for strip in strips)
+        columns = 1 + math.ceil(most / math.ceil(most / MOST_PANELS))  # lines as equal as can be
         head = LINE * (1 + max(panel.title.count("\n") for strip in strips for panel in strip.panels)) + 8
         places = []  # strip, panel or None for the target, column, row
         row = 0

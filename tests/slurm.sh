@@ -8,7 +8,7 @@ for program in munged slurmctld slurmd sbatch; do
     PATH="$PATH:/usr/sbin" command -v "$program" > /dev/null || { echo "$program is not installed" >&2; exit 77; }
 done
 PATH="$PATH:/usr/sbin"
-folder=$(mktemp -d) host=$(hostname -s)
+folder=$(mktemp -d) host=$(hostname -s) port=$((20000 + $$ % 5000 * 2))
 processes=""
 stop() {
     scancel --user=root 2> /dev/null || true
@@ -25,8 +25,8 @@ chmod 755 "$folder"
 cat > "$folder/slurm.conf" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
-SlurmctldPort=16817
-SlurmdPort=16818
+SlurmctldPort=$port
+SlurmdPort=$((port + 1))
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge

@@ -148,10 +148,13 @@ class TestSweep:
         result = run("train", "-m", "resume=sweep", "seed=1")
         assert result.status == 2
         assert "seed accepts no change with -m resume=" in result.err
-        (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"overrides": ["hydra.sweeper._target_=os.system"]}))
-        result = run("train", "-m", "resume=sweep")
+
+    @pytest.mark.parametrize("foreign", ["hydra.sweeper._target_=os.system", "hydra.launcher.setup=[reboot]"])
+    def test_a_stored_sweep_runs_nothing_foreign(self, run: Run, tmp_path: Path, foreign: str) -> None:
+        (tmp_path / "sweep.json").write_text(json.dumps({"overrides": [foreign]}))
+        result = run("train", "-m", "resume=.")
         assert result.status == 2
-        assert "which names a _target_" in result.err
+        assert "resume accepts a folder written by train.py -m, with its sweep.json; got '.', whose" in result.err
 
 
 def test_runs_are_told_apart_by_what_differs() -> None:

@@ -122,23 +122,9 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     name, extra_folder = arguments.config_name or config_name, arguments.config_dir
     hydra_config = _compose(name, of_hydra, extra_folder).hydra
     _check_installed(hydra_config)
-    here, search = hydra_config.launcher._target_ == BASIC_LAUNCHER, hydra_config.sweeper._target_ != BASIC_SWEEPER
-    given = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
     if not resumed:  # what was begun has been checked
-        with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            loader = GlobalHydra.instance().config_loader()  # what flow=glob(*) is looked up in
-            swept = OverridesParser.create(loader).parse_overrides([*given, *of_task])
-        targets = set()
-        for combination in combinations(swept, search):
-            config = _compose(name, [*of_hydra, *combination], extra_folder)
-            HydraConfig.instance().set_config(config)
-            config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-            values = _check(settings, config)
-            if here:  # a cluster's machines have devices of their own
-                choose_device(values.device)
-            if (target := OmegaConf.to_yaml(config.data)) not in targets:
-                build_target(config)
-                targets.add(target)
+        compose = functools.partial(_compose, name, extra_folder=extra_folder)
+        _check_runs(settings, compose, hydra_config, of_hydra, of_task)
         elsewhere = [line for line in overrides if not keys[line].startswith((*WHERE, "hydra.sweep.dir"))]
         sweep = Sweep(Path(hydra_config.sweep.dir), elsewhere)
         sweep.create()
@@ -156,6 +142,36 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     with sweep.stopped_by_signals():
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
     sweep.report()
+
+
+def _check_runs(
+    settings: type,
+    compose: Callable[..., DictConfig],
+    hydra_config: DictConfig,
+    of_hydra: list[str],
+    of_task: list[str],
+) -> None:
+    """Check the configuration of every run of a sweep, as that of a run alone is checked.
+
+    Raises:
+        ArgumentError: names a setting of the first run that is refused.
+    """
+    here, search = hydra_config.launcher._target_ == BASIC_LAUNCHER, hydra_config.sweeper._target_ != BASIC_SWEEPER
+    given = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()  # what flow=glob(*) is looked up in
+        swept = OverridesParser.create(loader).parse_overrides([*given, *of_task])
+    targets = set()
+    for combination in combinations(swept, search):
+        config = compose(overrides=[*of_hydra, *combination])
+        HydraConfig.instance().set_config(config)
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        values = _check(settings, config)
+        if here:  # a cluster's machines have devices of their own
+            choose_device(values.device)
+        if (target := OmegaConf.to_yaml(config.data)) not in targets:
+            build_target(config)
+            targets.add(target)
 
 
 def _only_where(overrides: list[str]) -> list[str]:

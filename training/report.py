@@ -118,7 +118,7 @@ def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:
 def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
     """The runs, lowest KL first; a click on a column's head sorts by it."""
     keys = list(told_apart[0]) if rows else []
-    names = ["run", "learned", *keys, "KL, nats", "NLL, nats", "Lipschitz", "seconds", "error"]
+    names = ["run", "learned", "KL, nats", *keys, "NLL, nats", "Lipschitz", "seconds", "error"]
     heads = (f"<th{'' if name == 'learned' else ' data-sort'}>{html.escape(name)}</th>" for name in names)
     lines = []
     for row, told in sorted(zip(rows, told_apart), key=lambda pair: (math.isnan(pair[0].kl), pair[0].kl)):
@@ -130,8 +130,8 @@ def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
         figures = row.figures
         kl = f"{row.kl:.4f} ± {figures['kl_stderr']:.4f}" if figures else ""
         cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]
-        cells += [f"<td>{html.escape(told[key])}</td>" for key in keys]
-        cells += [_cell(kl, figures.get("kl")), *(_cell(_short(figures.get(k)), figures.get(k)) for k in SHOWN)]
+        cells += [_cell(kl, figures.get("kl")), *(f"<td>{html.escape(told[key])}</td>" for key in keys)]
+        cells += [_cell(_short(figures.get(key)), figures.get(key)) for key in SHOWN]
         cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
         lines.append(f'<tr data-index="{row.number}">{"".join(cells)}</tr>')
     return (

@@ -32,6 +32,7 @@ from training.sweep_table import SweepRow, read_rows, write_table
 __all__ = ["Sweep", "SweepCallback", "combinations"]
 
 FILE = "sweep.json"
+FOREIGN = ("_target_", "custom_search_space", "launcher")
 EXPECTED = (ArgumentError, NonFiniteLossError, InverseError)
 """Errors that say all in their one line."""
 
@@ -82,11 +83,11 @@ class Sweep:
         try:
             overrides = json.loads((folder / FILE).read_text())["overrides"]
             # A file may come from anyone: it may choose settings, not name code to run.
-            foreign = any("_target_" in item or "custom_search_space" in item for item in overrides)
+            foreign = [word for word in FOREIGN if any(word in item for item in overrides)]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArgumentError("resume", accepts, f"'{folder}'") from error
         if foreign:
-            raise ArgumentError("resume", accepts, f"'{folder}', which names a _target_")
+            raise ArgumentError("resume", accepts, f"'{folder}', whose {FILE} speaks of {foreign[0]}")
         return cls(folder, overrides)
 
     def create(self) -> None:
