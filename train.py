@@ -44,7 +44,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     target = build_target(config)
     flow = build(config.flow, dimensions=2).to(device)
     optimizer = build(config.optimizer)(flow)
-    logger = build(config.logger) if "logger" in config else None
+    logger = build(config.logger)() if "logger" in config else None
     with open_folder(folder, config, resume=settings.resume is not None):
         trainer = build(
             config.trainer,

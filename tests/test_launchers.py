@@ -116,6 +116,20 @@ def test_slurm(tmp_path: Path) -> None:
     assert (tmp_path / "sweep" / "sheet.png").exists()
 
 
+def test_an_extra_that_is_not_installed_is_named(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = run("train", *TINY, "logger=tensorboard")
+    assert result.status == 2
+    assert result.err.startswith("train.py: logger accepts tensorboard where it is installed: pip install -r")
+    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_joblib_launcher.joblib_launcher", None)
+    result = run("train", "-m", *TINY, "hydra/launcher=joblib")
+    assert result.status == 2
+    assert "hydra/launcher accepts what is installed (the extras: pip install -r requirements-sweeps.txt" in result.err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="TensorBoard is not installed")
 def test_tensorboard_has_scalars_figures_and_settings(run: Callable[..., Result], tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

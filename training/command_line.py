@@ -194,7 +194,7 @@ def _check_installed(hydra_config: DictConfig) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            accepts = "what is installed (pip install -r requirements-sweeps.txt brings the extras)"
+            accepts = "what is installed (the extras: pip install -r requirements-sweeps.txt; ray: hydra-ray-launcher)"
             got = f"{hydra_config.runtime.choices[f'hydra/{kind}']!r}: {error}"
             raise ArgumentError(f"hydra/{kind}", accepts, got) from error
 
