@@ -10,10 +10,11 @@ from typing import Annotated
 import torch
 from omegaconf import DictConfig
 
-from arguments import ArgumentError, Range
+from arguments import Range
 from training.command_line import command
-from training.configuration import build, choose_device, save_config
-from training.run_folder import describe, open_folder
+from training.configuration import build, build_target, choose_device, save_config
+from training.report import write_run_report
+from training.run_folder import describe, load_summary, open_folder
 
 RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "device")
 """What may change with `resume=`."""
@@ -37,14 +38,11 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
         torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
 
-    target = build(config.data)
+    target = build_target(config)
     flow = build(config.flow, dimensions=2).to(device)
     why_not_compiled = flow.compile_for(device) if settings.compile else None
     optimizer = build(config.optimizer)(flow)
-    try:
-        target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
-    except ArgumentError as error:
-        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
+    logger = build(config.logger)() if "logger" in config else None
     with open_folder(folder, resume=settings.resume is not None):
         trainer = build(
             config.trainer,
@@ -55,11 +53,12 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             seed=settings.seed,
             title=f"{config.choices.flow} on {config.choices.data}",
             about={**describe(config, device), "compiled": flow.compiled},
+            logger=logger,
         )()
         if settings.resume is not None:
             trainer.restore()
         kl = trainer.finished()
-        if kl is not None:
+        if finished := kl is not None:
             print("this run is finished and stays as it is; a larger trainer.epochs or trainer.max_seconds goes on")
         else:
             config.resume = None  # of this sitting, not of the run
@@ -68,9 +67,16 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
                 message = "compile=true: going on without, because nothing can be compiled here: "
                 print(message + why_not_compiled, file=sys.stderr)
             kl = trainer.fit()
-    print(f"KL {kl:.4f} nats; pictures, metrics and checkpoint in {folder}", file=sys.stdout)
+        if not finished or not (folder / "report.html").exists():  # the run may have been killed before its report
+            write_run_report(folder)
+            if logger is not None:
+                logger.finish(folder, config, load_summary(folder))
+    print(f"KL {kl:.4f} nats; report, pictures, metrics and checkpoint in {folder}", file=sys.stdout)
     return kl
 
 
+# Hydra's shell completion asks only scripts that hold the text @hydra.main: this comment is for it to find.
 if __name__ == "__main__":
-    command(train, Settings, "train", RESUMABLE)
+    import train as this  # the module by its name, under which a sweep's other processes find it too
+
+    command(this.train, this.Settings, "train", this.RESUMABLE)

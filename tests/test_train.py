@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import functools
-import json
+import os
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 
 from tests import kills
@@ -56,7 +60,10 @@ class TestRunFolder:
         assert Image.open(folder / "density.gif").n_frames == 2
         assert Image.open(folder / "transport.gif").n_frames > 20
         assert sorted(path.name for path in folder.iterdir()) == sorted(
-            ["checkpoint.pt", "config.yaml", "density.gif", "metrics.csv", "plots", "summary.json", "transport.gif"]
+            [
+                "checkpoint.pt", "config.yaml", "densities", "density.gif", "metrics.csv", "plots", "report.html",
+                "summary.json", "transport.gif",
+            ]
         )
 
     @pytest.mark.parametrize("estimator", ["exact", "truncated", "russian_roulette"])
@@ -402,19 +409,42 @@ class TestBadInput:
         assert f"{accepts}{override} (" in result.err
 
 
-def test_multirun_runs_every_combination(tmp_path: Path) -> None:
-    arguments = ("-m", *TINY, NO_PLOTS, "flow=iresnet,resflow", "seed=0,1", "hydra.sweep.dir=sweep")
-    process = start("train", *arguments, cwd=tmp_path)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    summaries = [json.loads((tmp_path / "sweep" / str(n) / "summary.json").read_text()) for n in range(4)]
-    found = [(summary["flow"], summary["seed"]) for summary in summaries]
-    assert found == [("iresnet", 0), ("iresnet", 1), ("resflow", 0), ("resflow", 1)]
-
-
 def test_help_is_a_page(tmp_path: Path) -> None:
     process = start("train", "--help", cwd=tmp_path)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    for words in ("flow: iresnet, resflow", "data: 8gaussians", "estimator: exact"):
-        assert words in out
+    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        config = hydra.compose("train")
+    # Every setting that has a default, with that default.
+    for group in ("data", "flow", "estimator", "optimizer", "trainer"):
+        for name, value in config[group].items():
+            if not name.startswith("_") and not isinstance(value, DictConfig):
+                assert f"{group}.{name}=" in out
+    words = " ".join(out.split())
+    for expected in ("flow resflow, iresnet", "data moons, 8gaussians", "seed=0 of the weights", "paper/resflow"):
+        assert expected in words
+    assert words.count("python train.py") >= 4
+    assert "$" not in out
+
+
+def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) -> None:
+    result = run("train", "estimator=truncated", "data=rings", "--help")
+    assert result.status == 0
+    assert "estimator.n_terms=10" in result.out
+    assert "data.radii=" in result.out
+    assert "estimator.share" not in result.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_shell_completes_settings() -> None:
+    """As bash would ask, by the function that `--shell-completion install=bash` defines."""
+    script = f"""
+        export PATH="{Path(sys.executable).parent}:$PATH"
+        eval "$(python train.py --shell-completion install=bash)"
+        COMP_LINE="python train.py flow=ires"; COMP_POINT=${{#COMP_LINE}}
+        COMP_WORDS=($COMP_LINE); COMP_CWORD=2
+        hydra_bash_completion; echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "flow=iresnet", done.stderr

@@ -18,8 +18,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arguments import ArgumentError, check_arguments
 from atomic import write_atomically
+from datasets import TargetDensity
 
-__all__ = ["build", "check_config", "choose_device", "load_config", "save_config"]
+__all__ = ["build", "build_target", "check_config", "choose_device", "load_config", "save_config"]
 
 # Where the classes and functions of each group are defined: nothing else is ever built, whoever wrote the config.
 # A function of the project may do harm too, such as one that writes a file where it is told to.
@@ -29,8 +30,10 @@ HOMES = {
     "estimator": "flows.estimators",
     "optimizer": "training.optimizers",
     "trainer": "training.trainer",
+    "logger": "training.tensorboard",
 }
-WAITING = ("optimizer", "trainer")  # groups that are built in two steps, `_partial_`
+OPTIONAL = ("logger",)
+WAITING = ("optimizer", "trainer", "logger")  # groups that are built in two steps, `_partial_`
 
 
 def check_config(config: DictConfig) -> None:
@@ -100,6 +103,20 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     return functools.partial(made, **arguments) if node.get("_partial_") else made
 
 
+def build_target(config: DictConfig) -> TargetDensity:
+    """Build the target density, its entropy computed and kept.
+
+    Raises:
+        ArgumentError: the density is too thin for its entropy to be known.
+    """
+    target = build(config.data)
+    try:
+        target.entropy  # noqa: B018
+    except ArgumentError as error:
+        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
+    return target
+
+
 def choose_device(name: str) -> torch.device:
     """The device that the setting `device` names; `auto` is CUDA where there is one, else the CPU.
 
@@ -137,7 +154,8 @@ def load_config(folder: Path, setting: str) -> DictConfig:
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error
     if "${" in text:  # what it stands for is not in the file, and could be anything
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which refers to values outside it")
-    needed = [*(f"{group}._target_" for group in HOMES), *(f"choices.{group}" for group in HOMES if group != "trainer")]
+    groups = [group for group in HOMES if group not in OPTIONAL]
+    needed = [*(f"{group}._target_" for group in groups), *(f"choices.{group}" for group in groups if group != "trainer")]
     for name in needed:
         if not isinstance(config, DictConfig) or not isinstance(OmegaConf.select(config, name), str):
             raise ArgumentError(setting, accepts, f"{str(path)!r}, which lacks {name}")

@@ -30,7 +30,7 @@ try:
 except ImportError:  # not on Windows, where a folder is not held
     fcntl = None
 
-__all__ = ["LoadedRun", "UnwritableError", "describe", "load_run", "open_folder"]
+__all__ = ["LoadedRun", "UnwritableError", "describe", "load_run", "load_summary", "open_folder"]
 
 
 class UnwritableError(RuntimeError):
@@ -57,7 +57,8 @@ def open_folder(folder: Path, resume: bool) -> Iterator[None]:
                 raise ArgumentError(setting, f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-            (folder / "plots").mkdir(exist_ok=True)
+            for name in ("plots", "densities"):
+                (folder / name).mkdir(exist_ok=True)
             remove_temporaries(folder)
         except BlockingIOError as error:
             raise ArgumentError(setting, "a folder that no other process is training in", f"'{folder}'") from error
@@ -99,6 +100,11 @@ def _git(*arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def load_summary(folder: Path) -> dict[str, Any]:
+    """The summary.json of a run that has ended."""
+    return json.loads((folder / "summary.json").read_text())
 
 
 @dataclass(frozen=True)

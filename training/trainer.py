@@ -22,11 +22,13 @@ from atomic import write_atomically
 from datasets import TargetDensity
 from flows import Flow
 from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
+from training.density_grid import DensityGrid, save_density
 from training.diagnosis import ContractionError, NonFiniteError, diagnose, first_not_finite
 from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
 from training.learner import Learner
 from training.optimizers import AnyOptimizer
+from training.tensorboard import TensorBoard
 
 __all__ = ["Trainer"]
 
@@ -81,6 +83,7 @@ class Trainer:
         power_iterations: power iterations after each step; doubled where they are seen not to hold the bound.
         held_out: points of the final evaluation; the one after each epoch uses a tenth of them.
         plots: whether to draw.
+        logger: what else writes down each epoch; None for nothing.
     """
 
     @checked
@@ -104,8 +107,9 @@ class Trainer:
         power_iterations: Annotated[int, Range(ge=1)] = 5,
         held_out: Annotated[int, Range(ge=100)] = 100_000,
         plots: bool = True,
+        logger: TensorBoard | None = None,
     ) -> None:
-        self.target, self.folder, self.seed, self.about = target, folder, seed, about
+        self.target, self.folder, self.seed, self.about, self.logger = target, folder, seed, about, logger
         self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
         self.max_seconds, self.schedule, self.warmup = max_seconds, schedule, warmup
         self.device = next(flow.parameters()).device
@@ -114,11 +118,12 @@ class Trainer:
         self.held_out = HeldOut.draw(target, held_out, _generator(seed, HELD_OUT_STREAM), self.device)
         self.progress = Progress()
         self._begun = False
+        self.grid = DensityGrid(target, self.device)
         self.pictures = None
         if plots:
             from training.pictures import Pictures  # here, because matplotlib takes a while to import
 
-            self.pictures = Pictures(folder, target, title, self.device)
+            self.pictures = Pictures(folder, target, title, self.grid)
         self._started = time.perf_counter()
 
     def restore(self) -> None:
@@ -237,9 +242,13 @@ class Trainer:
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
         )
         self._write_metrics()
+        learned = self.grid.density_of(learner.average)
+        save_density(self.folder, progress.epoch, learned)
         if self.pictures is not None:
-            self.pictures.draw(learner.average, progress.epoch, evaluation, progress.seconds)
-            progress.plot_seconds += self._seconds() - progress.seconds
+            self.pictures.draw(learner.average, learned, progress.epoch, evaluation, progress.seconds)
+        if self.logger is not None:
+            self.logger.write_epoch(self.folder, progress.rows[-1])
+        progress.plot_seconds += self._seconds() - progress.seconds
         progress.step_in_epoch, progress.loss_sum, progress.lipschitz = 0, 0.0, 0.0
         progress.seconds = self._seconds()
         self._save()
