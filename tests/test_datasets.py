@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.optimize
+import scipy.special
 import scipy.stats
 import torch
 from hydra.utils import instantiate
@@ -19,18 +22,28 @@ from omegaconf import OmegaConf
 from arguments import ArgumentError
 from datasets import TargetDensity
 from datasets.checkerboard import Checkerboard
+from datasets.diamond import Diamond
 from datasets.eight_gaussians import EightGaussians
+from datasets.four_circles import FourCircles
 from datasets.moons import Moons
+from datasets.pinwheel import Pinwheel
 from datasets.rings import Rings
+from datasets.swiss_roll import SwissRoll
+from datasets.two_spirals import TwoSpirals
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "data").glob("*.yaml"))
 DRAWS = 400_000
 CELLS = 36  # along each side of the window; the checkerboard's edges fall between cells
 
 
+@functools.cache
+def load(path: Path) -> TargetDensity:
+    return instantiate(OmegaConf.load(path))
+
+
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def density(request: pytest.FixtureRequest) -> TargetDensity:
-    return instantiate(OmegaConf.load(request.param))
+    return load(request.param)
 
 
 def grid(density: TargetDensity, n: int, wider: float = 1.0) -> tuple[torch.Tensor, float]:
@@ -42,11 +55,16 @@ def grid(density: TargetDensity, n: int, wider: float = 1.0) -> tuple[torch.Tens
     return torch.cartesian_prod(x, y), float(x[1] - x[0]) * float(y[1] - y[0])
 
 
+@functools.cache
+def cell_masses(density: TargetDensity) -> np.ndarray:
+    """The mass of each cell of the window, by the midpoints of 10 x 10 parts: shape (CELLS, CELLS)."""
+    points, area = grid(density, CELLS * 10)
+    return density.log_prob(points).exp().view(CELLS, 10, CELLS, 10).sum((1, 3)).numpy() * area
+
+
 def chi_square_p_value(density: TargetDensity, samples: torch.Tensor) -> float:
     """The chance of a histogram as far from `log_prob` as that of `samples`, were they drawn from it."""
-    points, area = grid(density, CELLS * 20)
-    mass = density.log_prob(points).exp().view(CELLS, 20, CELLS, 20).sum((1, 3)).numpy() * area
-    (left, right), (bottom, top) = density.window
+    mass, ((left, right), (bottom, top)) = cell_masses(density), density.window
     counts, _, _ = np.histogram2d(*samples.double().numpy().T, CELLS, ((left, right), (bottom, top)))
     expected = mass * len(samples)
     many = expected >= 10  # the approximation's own condition; the rest is one cell more
@@ -59,7 +77,7 @@ def chi_square_p_value(density: TargetDensity, samples: torch.Tensor) -> float:
 
 class TestContract:
     def test_integrates_to_one(self, density: TargetDensity) -> None:
-        points, area = grid(density, 720, wider=2.0)
+        points, area = grid(density, 360, wider=2.0)
         assert float(density.log_prob(points).exp().sum()) * area == pytest.approx(1, abs=1e-4)
 
     def test_sampler_agrees_with_log_prob(self, density: TargetDensity) -> None:
@@ -72,8 +90,8 @@ class TestContract:
         assert chi_square_p_value(density, samples) < 1e-6
 
     def test_entropy_is_the_mean_of_minus_log_prob(self, density: TargetDensity) -> None:
-        log_p = density.log_prob(density.sample(DRAWS, torch.Generator().manual_seed(1)).double())
-        stderr = float(log_p.std()) / math.sqrt(DRAWS)
+        log_p = density.log_prob(density.sample(DRAWS // 4, torch.Generator().manual_seed(1)).double())
+        stderr = float(log_p.std()) / math.sqrt(len(log_p))
         assert density.entropy == pytest.approx(-float(log_p.mean()), abs=4 * stderr + 1e-12)
 
     def test_sampler_repeats_with_its_generator(self, density: TargetDensity) -> None:
@@ -192,8 +210,95 @@ def test_checkerboard_blurred_against_convolution() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-15)
 
 
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_two_spirals_against_a_finer_quadrature(noise: float) -> None:
+    points = TwoSpirals(noise).sample(8, torch.Generator().manual_seed(10)).double().numpy()
+    points = np.concatenate([points, points + np.random.default_rng(11).normal(size=points.shape) * 3 * noise])
+
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    cuts = np.linspace(0, 3 * np.pi, 121)
+    n = (cuts[:-1, None] + np.diff(cuts)[:, None] * (nodes + 1) / 2).ravel()
+    weights = (np.diff(cuts)[:, None] * weights / 2).ravel() * 2 * n / (3 * np.pi) ** 2
+    corner = np.stack([-n * np.cos(n), n * np.sin(n)], axis=1) / 3  # lower left, of the uniform noise's square
+
+    def share(y: np.ndarray) -> float:
+        distance = (y - corner) / noise
+        return weights @ np.prod(6 * (scipy.special.ndtr(distance) - scipy.special.ndtr(distance - 0.5 / 3 / noise)), 1)
+
+    expected = [math.log(share(y) / 2 + share(-y) / 2) for y in points]
+    np.testing.assert_allclose(TwoSpirals(noise).log_prob(torch.from_numpy(points)).numpy(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("noise", [0.25, 1.0, 3.0])
+def test_swiss_roll_against_an_average_of_gaussians(noise: float) -> None:
+    points = SwissRoll(noise).sample(20, torch.Generator().manual_seed(12)).double().numpy()
+    points = np.concatenate([points, points + np.random.default_rng(13).normal(size=points.shape) * noise / 2])
+    t = 1.5 * np.pi * (1 + 2 * (np.arange(400_000) + 0.5) / 400_000)
+    roll = np.stack([t * np.cos(t), t * np.sin(t)], axis=1)
+    expected = [
+        math.log(np.exp(-((5 * y - roll) ** 2).sum(1) / (2 * noise**2)).mean() / (2 * np.pi * noise**2) * 25)
+        for y in points
+    ]
+    np.testing.assert_allclose(SwissRoll(noise).log_prob(torch.from_numpy(points)).numpy(), expected, atol=1e-7)
+
+
+@pytest.mark.parametrize(("blades", "noise"), [(5, 0.1), (3, 0.2), (1, 0.1)])
+def test_pinwheel_is_a_sum_over_all_that_is_bent_there(blades: int, noise: float) -> None:
+    """Found by a scan of the whole circle, out to where the blades overtake themselves."""
+    density, chance = Pinwheel(blades, 0.3, noise), torch.Generator().manual_seed(14)
+    r, t = torch.rand(2, 60, generator=chance, dtype=torch.float64) * torch.tensor([[3.2], [1.6]]) - torch.tensor(
+        [[0.0], [0.8]]
+    )
+    points = density.bend(r, t, torch.randint(blades, (60,), generator=chance))
+    phi, spacing, most = np.linspace(-np.pi, np.pi, 200_001), 2 * np.pi / blades, 0
+    for point, found in zip(points.numpy(), density.log_prob(points).tolist(), strict=True):
+        rho, theta = np.linalg.norm(point) / 2, np.arctan2(point[1], point[0])
+
+        def turns(phi: np.ndarray, rho: float = rho, theta: float = theta) -> np.ndarray:
+            return (phi - np.exp(rho * np.cos(phi)) / 4 - theta) / spacing
+
+        terms = []
+        for i in np.nonzero(np.diff(np.floor(turns(phi))))[0]:
+            whole = max(np.floor(turns(phi[i])), np.floor(turns(phi[i + 1])))
+            root = scipy.optimize.brentq(lambda at, whole=whole: turns(at) - whole, phi[i], phi[i + 1], xtol=1e-15)
+            r, t = rho * np.cos(root), rho * np.sin(root)
+            terms.append(-(((r - 1) / 0.3) ** 2) / 2 - (t / noise) ** 2 / 2 - np.log(abs(1 + t * np.exp(r) / 4)))
+        expected = np.logaddexp.reduce(terms) - math.log(2 * np.pi * 0.3 * noise * 4 * blades)
+        assert found == pytest.approx(expected, abs=1e-8)
+        most = max(most, len(terms))
+    assert most > blades  # some of the points are where they do
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.3])
+def test_four_circles_against_an_average_of_gaussians(noise: float) -> None:
+    points = FourCircles(noise).sample(30, torch.Generator().manual_seed(15)).double().numpy()
+    t = np.arange(2000) * (2 * np.pi / 2000)
+    circle = 2 * np.stack([np.cos(t), np.sin(t)], axis=1)
+    circles = np.concatenate([circle + centre for centre in itertools.product((-1, 1), repeat=2)])
+    squares = ((points[:, None] - circles) ** 2).sum(-1)
+    expected = np.log(np.exp(-squares / (2 * noise**2)).mean(1) / (2 * np.pi * noise**2))
+    np.testing.assert_allclose(FourCircles(noise).log_prob(torch.from_numpy(points)).numpy(), expected, rtol=1e-9)
+
+
+def test_diamond_against_an_average_of_gaussians() -> None:
+    points = Diamond().sample(30, torch.Generator().manual_seed(16)).double().numpy()
+    means = np.array(list(itertools.product(np.linspace(-2.5, 2.5, 20), repeat=2)))
+    means = means @ np.array([[1, -1], [1, 1]]) / np.sqrt(2)
+    squares = ((points[:, None] - means) ** 2).sum(-1)
+    expected = np.log(np.exp(-squares / (2 * 0.04**2)).mean(1) / (2 * np.pi * 0.04**2))
+    np.testing.assert_allclose(Diamond().log_prob(torch.from_numpy(points)).numpy(), expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize(
-    "make", [Moons, lambda noise: Rings(noise=noise), Checkerboard, lambda noise: EightGaussians(noise=noise)]
+    "make",
+    [
+        Moons,
+        TwoSpirals,
+        FourCircles,
+        lambda noise: Rings(noise=noise),
+        Checkerboard,
+        lambda noise: EightGaussians(noise=noise),
+    ],
 )
 def test_noise_changes_sampler_log_prob_and_entropy_together(make: Callable[[float], TargetDensity]) -> None:
     small, large = make(0.15), make(0.3)
@@ -261,6 +366,10 @@ def test_no_point_of_the_checkerboard_is_rounded_off_it() -> None:
         (lambda: Rings(scale=-1), "scale"),
         (lambda: Checkerboard(noise=-0.1), "noise"),
         (lambda: EightGaussians(noise="wide"), "noise"),
+        (lambda: SwissRoll(noise=0.01), "noise"),
+        (lambda: TwoSpirals(noise=0), "noise"),
+        (lambda: Pinwheel(blades=0), "blades"),
+        (lambda: Diamond(side=1.5), "side"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(make: Callable[[], TargetDensity], setting: str) -> None:
