@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
 import random
+import shutil
 import signal
 import subprocess
 import sys

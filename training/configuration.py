@@ -155,7 +155,8 @@ def load_config(folder: Path, setting: str) -> DictConfig:
     if "${" in text:  # what it stands for is not in the file, and could be anything
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which refers to values outside it")
     groups = [group for group in HOMES if group not in OPTIONAL]
-    needed = [*(f"{group}._target_" for group in groups), *(f"choices.{group}" for group in groups if group != "trainer")]
+    needed = [f"{group}._target_" for group in groups]
+    needed += [f"choices.{group}" for group in groups if group != "trainer"]
     for name in needed:
         if not isinstance(config, DictConfig) or not isinstance(OmegaConf.select(config, name), str):
             raise ArgumentError(setting, accepts, f"{str(path)!r}, which lacks {name}")

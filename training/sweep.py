@@ -23,17 +23,17 @@ from arguments import ArgumentError
 from atomic import write_atomically
 from flows.fixed_point import InverseError
 from training.configuration import load_config
-from training.diagnosis import NonFiniteLossError
+from training.diagnosis import ContractionError, NonFiniteError
 from training.interruption import Interrupted
 from training.report import write_sweep_report
-from training.run_folder import load_summary
+from training.run_folder import UnwritableError, load_summary
 from training.sweep_table import SweepRow, read_rows, write_table
 
 __all__ = ["Sweep", "SweepCallback", "combinations"]
 
 FILE = "sweep.json"
 FOREIGN = ("_target_", "custom_search_space", "launcher")
-EXPECTED = (ArgumentError, NonFiniteLossError, InverseError)
+EXPECTED = (ArgumentError, ContractionError, InverseError, NonFiniteError, UnwritableError)
 """Errors that say all in their one line."""
 
 
