@@ -147,7 +147,7 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
         return tuple(check_value(name, item, parameters[0]) for item in value)
     if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return float(value)
-    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+    if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return value
     if hint in (float, int):
         raise ArgumentError(name, _describe(hint), repr(value))

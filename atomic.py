@@ -2,25 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["blaming", "remove_temporaries", "write_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Make `data` the content of `path`, at once: a reader sees the old file or the new one, never a part of either.
 
-    A process that is killed in the middle leaves a hidden temporary file beside `path`; the next write reuses it.
+    A process that is killed in the middle leaves a hidden temporary file beside `path`; the next write reuses it, and
+    `remove_temporaries` removes it.
+
+    Raises:
+        OSError: names `path`, which is then what it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")  # in the same folder: a file system replaces only its own files
+    with blaming(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())  # the data must be on the disk before the name points to it
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Return when the names in `folder` are on the disk: until then a power failure may bring the old file back."""
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())  # the data must be on the disk before the name points to it
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def blaming(path: Path) -> Iterator[None]:
+    """Let an OSError from inside name `path`: that of a write to an open file, on a full disk, names none."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes killed in `write_atomically` left in `folder` and below. No other may be at work there."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()

@@ -59,5 +59,6 @@ def _write(path: Path, array: np.ndarray, header: str) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+# Hydra's shell completion asks only scripts that hold the text @hydra.main: this comment is for it to find.
 if __name__ == "__main__":
     command(sample, Settings, "sample")

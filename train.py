@@ -10,13 +10,13 @@ from typing import Annotated
 import torch
 from omegaconf import DictConfig
 
-from arguments import ArgumentError, Range
-from datasets import Points, TargetDensity
+from arguments import Range
+from datasets import Points
 from datasets.data_file import DataFile
-from flows.fused import compile_passes
 from training.command_line import command
-from training.configuration import build, build_flow, choose_device
-from training.run_folder import describe, open_folder
+from training.configuration import build, build_flow, build_target, choose_device, save_config
+from training.report import write_run_report
+from training.run_folder import describe, load_summary, open_folder
 
 RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "device")
 """What may change with `resume=`."""
@@ -28,7 +28,7 @@ class Settings:
 
     seed: Annotated[int, Range(ge=0)]
     device: str
-    threads: Annotated[int, Range(ge=1)] | None
+    threads: Annotated[int, Range(ge=1, le=4096)] | None
     compile: bool
     resume: str | None
 
@@ -38,24 +38,19 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if reason := compile_passes(settings.compile, device):
-        print(f"compile=true: going on without, because nothing can be compiled here: {reason}", file=sys.stderr)
     torch.manual_seed(settings.seed)
 
-    try:
-        target = build(config.data)
-        if isinstance(target, TargetDensity):
-            target.entropy  # noqa: B018  computed here and kept, because a density may be too thin for it
-    except ArgumentError as error:
-        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
+    target = build_target(config)
     if isinstance(target, DataFile):
         config.data.update(target.origin)
     flow = build_flow(config)
     if isinstance(target, Points):
         flow.bijections[0].load_state_dict({"mean": target.mean, "std": target.std})
     flow = flow.to(device)
+    why_not_compiled = flow.compile_for(device) if settings.compile else None
     optimizer = build(config.optimizer)(flow)
-    with open_folder(folder, config, resume=settings.resume is not None):
+    logger = build(config.logger)() if "logger" in config else None
+    with open_folder(folder, resume=settings.resume is not None):
         trainer = build(
             config.trainer,
             flow=flow,
@@ -64,12 +59,31 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             folder=folder,
             seed=settings.seed,
             title=f"{config.choices.flow} on {config.choices.data}",
-            about=describe(config, device),
+            about={**describe(config, device), "compiled": flow.compiled},
+            logger=logger,
         )()
-        evaluation = trainer.fit(resume=settings.resume is not None)
-    print(f"{evaluation.headline}; pictures, metrics and checkpoint in {folder}", file=sys.stdout)
+        if settings.resume is not None:
+            trainer.restore()
+        evaluation = trainer.finished()
+        if finished := evaluation is not None:
+            print("this run is finished and stays as it is; a larger trainer.epochs or trainer.max_seconds goes on")
+        else:
+            config.resume = None  # of this sitting, not of the run
+            save_config(config, folder)
+            if why_not_compiled:
+                message = "compile=true: going on without, because nothing can be compiled here: "
+                print(message + why_not_compiled, file=sys.stderr)
+            evaluation = trainer.fit()
+        if not finished or not (folder / "report.html").exists():  # the run may have been killed before its report
+            write_run_report(folder)
+            if logger is not None:
+                logger.finish(folder, config, load_summary(folder))
+    print(f"{evaluation.headline}; report, pictures, metrics and checkpoint in {folder}", file=sys.stdout)
     return evaluation.merit
 
 
+# Hydra's shell completion asks only scripts that hold the text @hydra.main: this comment is for it to find.
 if __name__ == "__main__":
-    command(train, Settings, "train", RESUMABLE)
+    import train as this  # the module by its name, under which a sweep's other processes find it too
+
+    command(this.train, this.Settings, "train", this.RESUMABLE)

@@ -24,7 +24,6 @@ from tqdm import tqdm
 
 from benchmarks.measurement import arguments, print_table, write_json
 from datasets import TargetDensity
-from flows.fused import compile_passes
 from plots.figure import new_figure, pixels, write_png
 from training.configuration import build
 from training.evaluation import log_prob
@@ -60,6 +59,7 @@ def ours(data: str, target: TargetDensity) -> Contestant:
     """The recipe of experiment=<data>_best."""
     config = config_of(data)
     flow, trainer = build(config.flow, dimensions=2), config.trainer
+    flow.compile_for(torch.device("cpu"))
     learner = Learner(
         flow, build(config.optimizer)(flow), trainer.clip_norm, trainer.ema_decay, trainer.power_iterations
     )
@@ -192,8 +192,6 @@ def main() -> None:
     parser.add_argument("--looks", type=int, default=8, help="evaluations of a run")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    # Compiled, as our recipes are. The compilation, kept on disk, is made before the clock starts.
-    compile_passes(True, torch.device("cpu"))
 
     curves: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
     rows = []

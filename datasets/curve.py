@@ -25,7 +25,7 @@ class CurveDensity(TargetDensity):
     r"""A random point of a curve :math:`c(t)`, t in [0, 1], plus symmetric noise that is the same everywhere.
 
     :math:`p(y) = \int_0^1 w(t) K(y - c(t))\,dt` by Gauss-Legendre rules on panels short beside the noise, so that they
-    converge: ln p is right to 1e-9 within eight standard deviations of the curve, and to 1e-3 of itself far away.
+    converge: ln p is right to 1e-6 within eight standard deviations of the curve, and to 1e-3 of itself far away.
     Panels that add less than e^-22 of p each are left out.
     """
 

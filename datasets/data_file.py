@@ -29,6 +29,8 @@ class DataFile:
         if path is None:
             raise ArgumentError("path", accepts, "null")
         self.path, self.accepts = Path(path).resolve(), accepts
+        if self.path.exists() and not self.path.is_file():
+            raise self.refused("not a file")
         try:
             self.content = self.path.read_bytes()
         except (OSError, ValueError) as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from arguments import Range, checked
-from datasets.target import TargetDensity, Window
+from arguments import checked
+from datasets.target import Noise, TargetDensity, Window, panels
 
 __all__ = ["Moons"]
 
@@ -29,7 +28,8 @@ class Moons(TargetDensity):
     """
 
     @checked
-    def __init__(self, noise: Annotated[float, Range(gt=0)] = 0.1) -> None:
+    def __init__(self, noise: Noise = 0.1) -> None:
+        self.check_noise(noise, RADIUS / 2)  # before the scaling
         self.noise = noise
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -65,6 +65,14 @@ class Moons(TargetDensity):
         ]
         log_integral = torch.logsumexp(torch.stack(pieces), dim=0)
         return log_integral - (rho - RADIUS) ** 2 / (2 * s**2) - math.log(2 * math.pi**2 * s**2)
+
+    def integrate(self) -> tuple[float, float]:
+        s = 2 * self.noise
+        if s > 0.03:
+            return super().integrate()
+        # Around each arc, which the other does not reach; a half turn of the plane carries one into the other.
+        mass, entropy = self.integrate_polar(UPPER, panels([RADIUS], s), panels([0.0, math.pi], s / RADIUS, reach=14.0))
+        return 2 * mass, 2 * entropy
 
     @property
     def window(self) -> Window:

@@ -49,7 +49,7 @@ class Points(DataFile, Target):
             raise self.refused(f"only {len(table)} points")
         self.mean, self.std = (torch.from_numpy(figure) for figure in (table.mean(axis=0), table.std(axis=0)))
         for name, mean, std in zip("xy", self.mean.tolist(), self.std.tolist(), strict=True):
-            if std == 0:
+            if std < 1 / LARGEST:
                 raise self.refused(f"all points have the same {name}")
             if abs(mean) > FURTHEST * std:
                 raise self.refused(

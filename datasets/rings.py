@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from arguments import Range, checked
-from datasets.target import TargetDensity, Window
+from arguments import checked
+from datasets.target import Length, Noise, TargetDensity, Window, panels
 
 __all__ = ["Rings"]
 
@@ -30,11 +29,12 @@ class Rings(TargetDensity):
     @checked
     def __init__(
         self,
-        radii: Sequence[Annotated[float, Range(gt=0)]] = (0.25, 0.5, 0.75, 1.0),
-        scale: Annotated[float, Range(gt=0)] = 3.0,
-        noise: Annotated[float, Range(gt=0)] = 0.08,
+        radii: Sequence[Length] = (0.25, 0.5, 0.75, 1.0),
+        scale: Length = 3.0,
+        noise: Noise = 0.08,
     ) -> None:
         self.radii = torch.tensor(radii, dtype=torch.float64) * scale
+        self.check_noise(noise, float(self.radii.max()))
         self.noise = noise
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -51,6 +51,10 @@ class Rings(TargetDensity):
         # i0e(u) = e^-u I_0(u) leaves the exponent -(r - R)^2 / 2 s^2, which does not overflow.
         log_ring = torch.special.i0e(r * R / variance).log() - (r - R) ** 2 / (2 * variance)
         return (torch.logsumexp(log_ring, dim=-1) - math.log(2 * math.pi * variance * len(R))).to(x.dtype)
+
+    def integrate(self) -> tuple[float, float]:
+        cuts = [0.0, *(cut for cut in panels(self.radii.tolist(), self.noise) if cut > 0)]
+        return self.integrate_polar((0.0, 0.0), cuts, (0.0, 2 * math.pi))
 
     @property
     def window(self) -> Window:

@@ -27,6 +27,9 @@ class Flow(Bijection):
         dimensions: d.
     """
 
+    compiled: bool = False
+    """Whether it computes by compiled code: see `compile_for`."""
+
     def __init__(self, bijections: Iterable[Bijection], dimensions: int) -> None:
         super().__init__()
         self.bijections = nn.ModuleList(bijections)
@@ -47,6 +50,10 @@ class Flow(Bijection):
             x, term = bijection.inverse(x)
             log_det = log_det + term
         return x.to(z.dtype), log_det.to(z.dtype)
+
+    def compile_for(self, device: torch.device) -> str | None:
+        """Compute by compiled code from now on where that is faster; return None, or why it cannot be done here."""
+        return None
 
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape (batch,): log N(z; 0, I) + log |det dz/dx|."""

@@ -112,17 +112,14 @@ def backward(
 _passes = [forward, backward]  # as they are used: here, or compiled
 
 
-def compile_passes(wanted: bool, device: torch.device) -> str | None:
-    """Compile both passes, or go back to them as written, for all networks from now on.
+def compile_passes(device: torch.device) -> str | None:
+    """Compile both passes by `torch.compile`, for all networks from now on.
 
     Blocks of one shape share one compilation, which torch keeps on disk for the next run.
 
     Returns:
         None, or why nothing can be compiled here: then the passes stay as written.
     """
-    _passes[:] = forward, backward
-    if not wanted:
-        return None
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except (RuntimeError, OSError) as error:  # of the compiler, or there is none

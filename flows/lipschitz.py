@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,7 +16,7 @@ from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
 
-__all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "normalized_together", "power_iterate"]
+__all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "normalized_stack", "power_iterate"]
 
 
 class LipschitzLinear(nn.Module):
@@ -41,7 +40,6 @@ class LipschitzLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.coeff = coeff
-        self.normalized: Tensor | None = None  # set by `normalized_together`
         # The usual initialisation of a linear layer. Its weights' largest singular value is near 1, so the
         # bound is active or nearly so from the start.
         plain = nn.Linear(n_in, n_out)
@@ -52,8 +50,6 @@ class LipschitzLinear(nn.Module):
 
     def normalized_weight(self) -> Tensor:
         r"""The weight in use, :math:`W c / \max(c, u^T W v)`, shape (n_out, n_in)."""
-        if self.normalized is not None:
-            return self.normalized
         sigma = torch.dot(self.u, torch.mv(self.weight, self.v))
         return self.weight * (self.coeff / sigma.clamp(min=self.coeff))
 
@@ -88,27 +84,16 @@ def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
         torch._foreach_copy_([layer.v for layer in group], list(v.squeeze(-1)))
 
 
-@contextlib.contextmanager
-def normalized_together(layers: Iterable[LipschitzLinear]) -> Iterator[None]:
-    """While entered, `normalized_weight` of all `layers` comes from one batched computation for each shape.
+def normalized_stack(layers: Sequence[LipschitzLinear]) -> Tensor:
+    """`normalized_weight` of all `layers`, which are of one shape, as one tensor, shape (layers, n_out, n_in).
 
     For a training step: a graph of a few nodes, where one layer at a time would make a few nodes each.
     """
-    groups = _by_shape(layers)
-    for group in groups:
-        W = torch.stack([layer.weight for layer in group])
-        u, v = torch.stack([layer.u for layer in group]), torch.stack([layer.v for layer in group])
-        coeff = torch.tensor([layer.coeff for layer in group], dtype=W.dtype).to(W.device, non_blocking=True)
-        sigma = (u.unsqueeze(1) @ W @ v.unsqueeze(2)).flatten()
-        scale = coeff / torch.maximum(sigma, coeff)
-        for layer, weight in zip(group, (W * scale[:, None, None]).unbind(), strict=True):
-            layer.normalized = weight
-    try:
-        yield
-    finally:
-        for group in groups:
-            for layer in group:
-                layer.normalized = None
+    W = torch.stack([layer.weight for layer in layers])
+    u, v = torch.stack([layer.u for layer in layers]), torch.stack([layer.v for layer in layers])
+    coeff = torch.tensor([layer.coeff for layer in layers], dtype=W.dtype).to(W.device, non_blocking=True)
+    sigma = (u.unsqueeze(1) @ W @ v.unsqueeze(2)).flatten()
+    return W * (coeff / torch.maximum(sigma, coeff))[:, None, None]
 
 
 def _by_shape(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from plots.figure import Window, box, new_figure, pixels, style_axes
 from plots.gif import GifFile
-from plots.palette import DENSITY_LEVELS, DENSITY_MAP, GREYS, density_palette
+from plots.painting import paint_bar, paint_density
+from plots.palette import DENSITY_MAP, density_palette
 from plots.text import draw_text, to_grey_indices
 
 __all__ = ["DensityGif"]
 
 WIDTH, HEIGHT = 700, 392
+LEAST_DENSITY = 1e-12  # where a density falls between all points of the grid, its picture is empty
 
 
 class DensityGif:
@@ -32,7 +33,7 @@ class DensityGif:
         self, path: Path, target: np.ndarray, window: Window, title: str, name: str = "target density"
     ) -> None:
         self.file = GifFile(path, density_palette())
-        self.top = float(target.max()) * 1.05
+        self.top = max(float(target.max()) * 1.05, LEAST_DENSITY)
         figure = new_figure(WIDTH, HEIGHT)
         left, right = figure.add_axes((0.04, 0.06, 0.43, 0.77)), figure.add_axes((0.5, 0.06, 0.43, 0.77))
         style_axes(left, window, name)
@@ -46,8 +47,8 @@ class DensityGif:
         figure.text(0.04, 0.945, title, fontsize=11, va="center")
         background = pixels(figure)
         self._canvas = to_grey_indices(background)
-        self._place(box(left), target)
-        self._paint_bar(box(bar.ax))
+        paint_density(self._canvas, box(left), target / self.top)
+        paint_bar(self._canvas, box(bar.ax))
         self._learned = box(right)
         # What changes from frame to frame: the right half, up to the colour bar.
         self._part = slice(0, HEIGHT), slice(self._learned[0], self._learned[0] + self._learned[2])
@@ -55,23 +56,10 @@ class DensityGif:
     def append(self, learned: np.ndarray, caption: str) -> None:
         """Add a frame with the density `learned`, on the grid of the target."""
         rows, columns = self._part
-        self._place(self._learned, learned)
+        paint_density(self._canvas, self._learned, learned / self.top)
         strip = (columns.start, 4, columns.stop, 38)
         draw_text(self._canvas, (columns.stop, 21), caption, size=14, anchor="rm", clear=strip)
         if self.file.length == 0:
             self.file.start(self._canvas, milliseconds=250)
         else:
             self.file.append(self._canvas[rows, columns], (columns.start, rows.start), milliseconds=250)
-
-    def _place(self, where: tuple[int, int, int, int], density: np.ndarray) -> None:
-        left, top, width, height = where
-        finite = np.nan_to_num(density[::-1], nan=0.0)  # a flow that overflows somewhere still has a picture
-        share = Image.fromarray(np.clip(finite / self.top, 0, 1).astype(np.float32))
-        smooth = np.asarray(share.resize((width, height), Image.Resampling.BILINEAR))
-        levels = GREYS + np.minimum(smooth * DENSITY_LEVELS, DENSITY_LEVELS - 1).astype(np.uint8)
-        self._canvas[top : top + height, left : left + width] = levels
-
-    def _paint_bar(self, where: tuple[int, int, int, int]) -> None:
-        left, top, width, height = where
-        levels = GREYS + np.linspace(DENSITY_LEVELS - 1, 0, height).astype(np.uint8)
-        self._canvas[top : top + height, left : left + width] = levels[:, None]

@@ -1,4 +1,4 @@
-"""Runs killed at random moments, and resumed: `python -m tests.kills 100`.
+"""Runs killed at random moments, and resumed: `python -m tests.kills 100`, or in parts, `25 0`, `25 25`, ...
 
 Each must end as a run never interrupted: the same metrics, weights, frames and figures, bit for bit; and what a kill
 leaves behind must open.
@@ -32,10 +32,21 @@ OF_TIME = ("seconds", "train_seconds", "plot_seconds")
 
 def whole(folder: Path) -> Path:
     """Train without interruption in `folder`; the seconds it took are left in a file beside."""
+    run = folder / "whole"
+    process = _start(run)
     began = time.perf_counter()
-    _train(f"hydra.run.dir={folder / 'whole'}", *SETTINGS, cwd=folder)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
     (folder / "seconds").write_text(str(time.perf_counter() - began))
-    return folder / "whole"
+    return run
+
+
+def _start(folder: Path) -> subprocess.Popen:
+    """Start a run in `folder`, and return when its settings are written: before lie only imports."""
+    process = start("train", f"hydra.run.dir={folder}", *SETTINGS, cwd=folder.parent)
+    while not (folder / "config.yaml").exists() and process.poll() is None:
+        time.sleep(0.002)
+    return process
 
 
 def kill_and_resume(reference: Path, folder: Path, chance: random.Random) -> str:
@@ -45,23 +56,22 @@ def kill_and_resume(reference: Path, folder: Path, chance: random.Random) -> str
         AssertionError: something cannot be read after the kill, or the end is not that of `reference`.
     """
     number, seconds = chance.choice(SIGNALS), float((reference.parent / "seconds").read_text())
-    # Most of the seconds go into imports: so the moment is counted from when the folder appears.
-    delay = chance.uniform(0, 0.6 * seconds)
+    delay = chance.uniform(0, 0.9 * seconds)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    process = start("train", f"hydra.run.dir={folder}", *SETTINGS, cwd=folder.parent)
-    while not (folder / "config.yaml").exists() and process.poll() is None:
-        time.sleep(0.002)
+    process = _start(folder)
     with contextlib.suppress(subprocess.TimeoutExpired):  # still at work, as wanted
         process.wait(delay)
+    at_work = process.poll() is None
     process.send_signal(number)
     _, err = process.communicate()
     assert "Traceback" not in err, err
     assert process.returncode in (0, -signal.SIGKILL, 130, 143, -signal.SIGTERM, -signal.SIGINT), err
-    epochs = _read_all(folder)
+    epochs = read_all(folder)
     _train(f"resume={folder}", cwd=folder.parent)
-    _read_all(folder)
-    assert _end(folder) == _end(reference)
-    return f"{number.name} after {delay:.2f} s, with {epochs} epochs done"
+    read_all(folder)
+    assert not list(folder.rglob(".*")), "temporary files are left"
+    assert end(folder) == end(reference)
+    return f"{number.name} after {delay:.2f} s, with {epochs} epochs done{'' if at_work else ': it had ended'}"
 
 
 def _train(*arguments: str, cwd: Path) -> None:
@@ -70,7 +80,7 @@ def _train(*arguments: str, cwd: Path) -> None:
     assert process.returncode == 0, err
 
 
-def _read_all(folder: Path) -> int:
+def read_all(folder: Path) -> int:
     """Open every file of a run folder; return how many epochs its metrics hold."""
     epochs = 0
     for path in folder.rglob("*"):
@@ -92,7 +102,7 @@ def _read_all(folder: Path) -> int:
     return epochs
 
 
-def _end(folder: Path) -> dict[str, Any]:
+def end(folder: Path) -> dict[str, Any]:
     """All that a run leaves, times aside."""
     rows = [
         {k: v for k, v in row.items() if k not in OF_TIME} for row in csv.DictReader((folder / "metrics.csv").open())
@@ -114,10 +124,11 @@ def _end(folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    first = int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         reference = whole(folder)
-        for kill in tqdm(range(n), unit="kill", disable=None):
+        for kill in tqdm(range(first, first + n), unit="kill", disable=None):
             print(f"{kill}: {kill_and_resume(reference, folder / str(kill), random.Random(kill))}", flush=True)
     print(f"{n} kills: {n} resumed to the identical end, 0 unreadable files")
 

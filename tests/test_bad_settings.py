@@ -62,6 +62,15 @@ def bad_values(key: str, value: object) -> list[str]:
     return [bad for bad in (*ALWAYS_BAD, *kinds) if not (bad == "null" and key in MAY_BE_NULL)]
 
 
+def bad_overrides_of_sample() -> Iterator[str]:
+    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        for key, value in hydra.compose("sample").items():
+            yield f"{key}x={value}"
+            for bad in bad_values(key, value):
+                if not (key == "out" and bad in ("null", "no_such_thing")):
+                    yield f"{key}={bad}"
+
+
 OVERRIDES = list(bad_overrides())
 
 
@@ -77,5 +86,15 @@ def test_is_one_line_that_names_the_setting_and_writes_nothing(
     assert result.status == 2, result.err
     (line,) = result.err.strip().splitlines()
     assert overrides[-1].split("=")[0] in line
+    assert "Traceback" not in line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("override", list(bad_overrides_of_sample()))
+def test_the_same_of_sample(run: Callable[..., Result], tmp_path: Path, override: str) -> None:
+    result = run("sample", "run=no_such_run", override)
+    assert result.status == 2, result.err
+    (line,) = result.err.strip().splitlines()
+    assert override.split("=")[0] in line
     assert "Traceback" not in line
     assert not list(tmp_path.iterdir())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from datasets.image import Image
 from datasets.points import Points
 from tests.conftest import TINY, Result
 from tests.test_train import same_weights
+from training.checkpoint import save_checkpoint
 from training.run_folder import load_run
 
 Run = Callable[..., Result]
@@ -174,6 +176,61 @@ class TestRun:
         result = run("train", f"resume={tmp_path}/run", "trainer.epochs=3")
         assert result.status == 2
         assert "data.path accepts the file that has the digest" in result.err
+
+    def test_a_finished_run_stays_as_it_is(self, run: Run, table: Path, tmp_path: Path) -> None:
+        first = run("train", "data=points", f"data.path={table}", *TINY, "trainer.plots=false", folder=tmp_path / "run")
+        again = run("train", f"resume={tmp_path}/run")
+        assert again.status == 0, again.err
+        assert f"NLL {first.summary['nll']:.4f} ± " in again.out.splitlines()[-1]
+
+    def test_compiled_it_is_the_same_flow(self, run: Run, table: Path, tmp_path: Path) -> None:
+        settings = ("data=points", f"data.path={table}", *TINY, "trainer.plots=false", "estimator=exact")
+        compiled = run("train", *settings, "compile=true", folder=tmp_path / "compiled")
+        if not compiled.summary["compiled"]:
+            pytest.skip("there is no C compiler")
+        plain = run("train", *settings, folder=tmp_path / "plain")
+        assert compiled.summary["nll"] == pytest.approx(plain.summary["nll"], abs=1e-3)
+        flow, x = load_run(tmp_path / "compiled").flow, torch.from_numpy(cloud()).float()
+        assert flow.compiled
+        with torch.no_grad():
+            found = flow.log_prob(x)
+            flow.compiled = False
+            torch.testing.assert_close(found, flow.log_prob(x), rtol=1e-6, atol=1e-6)
+
+    def test_a_checkpoint_whose_units_are_none_is_refused(self, run: Run, table: Path, tmp_path: Path) -> None:
+        made = run("train", "data=points", f"data.path={table}", *TINY, "trainer.plots=false", folder=tmp_path / "run")
+        state = made.checkpoint
+        state["learner"]["average"]["bijections.0.std"][0] = 0
+        save_checkpoint(tmp_path / "run" / "checkpoint.pt", state)
+        result = run("sample", f"run={tmp_path}/run")
+        assert result.status == 2
+        assert "run accepts" in result.err
+
+    def test_a_sweep_is_sorted_and_titled_by_nll(self, run: Run, table: Path, tmp_path: Path) -> None:
+        result = run("train", "-m", "data=points", "data.path=my.csv", *TINY, "seed=0,1,2", "hydra.sweep.dir=sweep")
+        assert result.status == 0, result.err
+        sweep = tmp_path / "sweep"
+        with open(sweep / "summary.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        nlls = [float(row["nll"]) for row in rows]
+        assert nlls == sorted(nlls)
+        assert {row["kl"] for row in rows} == {""}
+        assert f"lowest NLL {nlls[0]:.4f} nats, in run {rows[0]['number']}" in result.out
+        PIL.Image.open(sweep / "sheet.png").load()
+        for page in (sweep / "report.html", sweep / "0" / "report.html"):
+            text = page.read_text()
+            assert "NLL, nats" in text
+            assert "KL from the target" not in text
+            assert ">nan" not in text
+
+    def test_a_sweep_with_a_bad_file_writes_nothing(self, run: Run, table: Path, tmp_path: Path) -> None:
+        (tmp_path / "bad.csv").write_text("1,2\n3,x\n")
+        result = run("train", "-m", "data=points", "data.path=my.csv,bad.csv", *TINY)
+        assert result.status == 2
+        (line,) = result.err.strip().splitlines()
+        assert "data.path accepts" in line
+        assert "line 2 is '3,x'" in line
+        assert sorted(file.name for file in tmp_path.iterdir()) == ["bad.csv", "my.csv"]
 
     @pytest.mark.parametrize("data", ["points", "image"])
     @pytest.mark.parametrize("path", ["null", "nowhere.csv", ".", "bad.csv"])

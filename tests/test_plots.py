@@ -11,9 +11,12 @@ from PIL import Image, ImageSequence
 from plots import gif
 from plots.density_gif import DensityGif
 from plots.epoch_figure import EpochFigure
+from plots.figure import box
 from plots.gif import GifFile, write_gif
 from plots.palette import DENSITY_LEVELS, GREYS, color_of_angle, density_palette, point_palette
 from plots.samples import draw_samples
+from plots.sheet import LAST_MILLISECONDS as SHEET_LAST_MILLISECONDS
+from plots.sheet import Panel, Sheet, Strip
 from plots.transport import FIRST_MILLISECONDS, LAST_MILLISECONDS, TransportGif
 
 WINDOW = ((-4.0, 4.0), (-4.0, 4.0))
@@ -230,6 +233,54 @@ class TestTransportGif:
     def test_colours_follow_the_angle_in_the_base(self) -> None:
         east, north, east_further = color_of_angle(np.array([[0.5, 0.01], [0.0, 0.5], [2.5, 0.05]]))
         assert (east - GREYS) // 4 == (east_further - GREYS) // 4 != (north - GREYS) // 4
+
+
+class TestSheet:
+    """One target of twice the other's height, and runs that have learned it, a half of it, or nothing yet."""
+
+    def sheet(self) -> Sheet:
+        target = density(0.0)
+        learned = Panel(["a"], "KL 0", [0 * target, 0.5 * target, target])
+        higher = Panel(["b"], "KL 0", [2 * target])
+        none = Panel(["c"], "failed", [])
+        strips = [Strip("x", target, WINDOW, [learned, none]), Strip("y", 2 * target, WINDOW, [higher] * 7)]
+        return Sheet(strips, "title")
+
+    def test_one_scale_serves_every_target(self, tmp_path: Path) -> None:
+        sheet = self.sheet()
+        sheet.save_gif(tmp_path / "s.gif")
+        frames = decode(tmp_path / "s.gif")
+        assert len(frames) == 3
+
+        def panel(frame: np.ndarray, axes: object) -> np.ndarray:
+            left, top, width, height = box(axes)
+            return frame[top : top + height, left : left + width].astype(int)
+
+        shown = [panel(frames[-1], axes) for axes, *_ in [*sheet.targets, *sheet.images]]
+        for other in shown[1:]:
+            np.testing.assert_array_equal(other, shown[0])  # each is its target, so all look the same
+        first = panel(frames[0], sheet.images[0][0])
+        assert (first == density_palette()[GREYS]).all()  # nothing learned yet
+        np.testing.assert_array_equal(panel(frames[0], sheet.images[1][0]), shown[0])  # its only epoch stays
+
+    def test_the_png_shows_the_last_epoch_and_lines_are_even(self, tmp_path: Path) -> None:
+        sheet = self.sheet()
+        sheet.save_png(tmp_path / "s.png")
+        with Image.open(tmp_path / "s.png") as image:
+            assert image.size == (sheet.width, sheet.height)
+            picture = np.asarray(image).astype(int)
+        (left, top, width, height), (x, y, *_) = box(sheet.targets[0][0]), box(sheet.images[0][0])
+        inside = (slice(top + 2, top + height - 2), slice(left + 2, left + width - 2))
+        other = (slice(y + 2, y + height - 2), slice(x + 2, x + width - 2))
+        np.testing.assert_array_equal(picture[inside], picture[other])
+        rows = [box(axes)[1] for axes, *_ in sheet.images[1:]]
+        assert sorted(map(rows.count, set(rows))) == [3, 4]
+
+    def test_the_end_stays_for_a_while(self, tmp_path: Path) -> None:
+        self.sheet().save_gif(tmp_path / "s.gif")
+        with Image.open(tmp_path / "s.gif") as image:
+            durations = [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+        assert durations[-1] == SHEET_LAST_MILLISECONDS > durations[0]
 
 
 def test_samples_picture_opens(tmp_path: Path) -> None:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import functools
-import json
-import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
+from omegaconf import DictConfig
 from PIL import Image
 
-from flows import fused
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
 
@@ -25,6 +26,7 @@ Run = Callable[..., Result]
 
 COLUMNS = [
     "epoch", "step", "loss", "nll", "kl", "kl_stderr", "lipschitz", "inverse_error", "logdet_bias", "logdet_std",
+    "lipschitz_in_training",
 ]  # fmt: skip
 KEYS = [
     "flow", "data", "estimator", "seed", "device", "parameters", "steps", "train_seconds", "plot_seconds",
@@ -58,7 +60,17 @@ class TestRunFolder:
         assert Image.open(folder / "density.gif").n_frames == 2
         assert Image.open(folder / "transport.gif").n_frames > 20
         assert sorted(path.name for path in folder.iterdir()) == sorted(
-            ["checkpoint.pt", "config.yaml", "density.gif", "metrics.csv", "plots", "summary.json", "transport.gif"]
+            [
+                "checkpoint.pt",
+                "config.yaml",
+                "densities",
+                "density.gif",
+                "metrics.csv",
+                "plots",
+                "report.html",
+                "summary.json",
+                "transport.gif",
+            ]
         )
 
     @pytest.mark.parametrize("estimator", ["exact", "truncated", "russian_roulette"])
@@ -171,22 +183,21 @@ class TestSettings:
         assert drawn.rows == plain.rows
         assert same_weights(drawn, plain)
 
-    @pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="there is no C++ compiler")
     def test_compiled_training_is_the_same_training(self, run: Run, tmp_path: Path) -> None:
         settings = (*TINY, NO_PLOTS, "trainer.epochs=1")
         written, compiled = (run("train", *settings, f"compile={on}", folder=tmp_path / on) for on in ("false", "true"))
-        assert compiled.status == 0
-        assert "going on without" not in compiled.err
-        assert fused._passes[0] is not fused.forward
+        assert written.summary["compiled"] is False
+        if "going on without" in compiled.err:
+            pytest.skip(compiled.err)
+        assert compiled.summary["compiled"] is True
         assert compiled.summary["kl"] == pytest.approx(written.summary["kl"], rel=1e-4)
 
     def test_without_a_compiler_training_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("CXX", "/there/is/none")
-        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-        process = start("train", *TINY, NO_PLOTS, "trainer.epochs=1", "compile=true", cwd=tmp_path)
+        monkeypatch.setenv("CC", "/there/is/none")
+        process = start("train", *TINY, NO_PLOTS, "trainer.epochs=1", cwd=tmp_path)
         _, err = process.communicate()
         assert process.returncode == 0
-        assert err.startswith("compile=true: going on without, because nothing can be compiled here: ")
+        assert err.startswith("compile=true: going on without, because nothing can be compiled here: there is no C")
         assert len(err.splitlines()) == 1
 
     def test_threads_are_set_and_recorded(self, run: Run, tmp_path: Path) -> None:
@@ -334,6 +345,26 @@ BAD = {
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
     "data._target_=datasets.target.torch.load": ("data._target_ accepts", "torch.load"),
     "blocks": ("blocks", "EQUAL"),
+    "seed=100000000000000000000": ("seed accepts a whole number", "100000000000000000000"),
+    "threads=100000": ("threads accepts a whole number at least 1 and at most 4096 or null", "100000"),
+    "optimizer.lr=1e300": ("optimizer.lr accepts a number above 0 and at most 1e+06", "1e+300"),
+    "data.noise=1e300": ("data.noise accepts a number above 0 and at most 1e+06", "1e+300"),
+    "data.noise=1e-8": ("data.noise accepts at least 2.4e-07, four times the spacing of the points", "1e-08"),
+    "choices.flow=mine": ("choices.flow accepts nothing: choose with flow=...", "choices.flow=mine"),
+    "hydra={a: 1}": ("hydra accepts nothing", "{a: 1}"),
+    "+data._partial_=true": ("data._partial_ accepts nothing", "True"),
+    "+flow._recursive_=false": ("flow._recursive_ accepts nothing", "False"),
+    "+estimator._args_=[1]": ("estimator._args_ accepts nothing", "[1]"),
+    "+data.more={_target_: os.system}": ("data.more accepts nothing", "more"),
+    "flow.estimator=[{_target_: os.system}]": ("flow.estimator accepts what a file of configs holds", "os.system"),
+    "flow.estimator=3": ("flow.estimator accepts what a file of configs holds", "3"),
+    "flow.estimator={_target_: os.system}": ("flow.estimator", "_target_"),
+    "data.noise=[{_target_: os.system}]": ("data.noise accepts a number", "os.system"),
+    "data._target_=flows.flow.Flow": ("data._target_ accepts a class or function of datasets", "flows.flow.Flow"),
+    "data._target_=datasets.target.TargetDensity": ("data._target_ accepts", "TargetDensity"),
+    "data._target_='${oc.env:HOME}'": ("data._target_ accepts a class or function of datasets", "got '/"),
+    "optimizer._target_=training.checkpoint.save_checkpoint": ("optimizer._target_ accepts", "save_checkpoint"),
+    "--flow=resflow": ("unrecognized arguments: --flow=resflow", "settings are name=value"),
     "hydra.run.dir=/proc/nowhere": ("hydra.run.dir accepts a folder that can be written", "/proc/nowhere"),
 }
 
@@ -348,6 +379,28 @@ class TestBadInput:
             assert words in line
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(
+        "override",
+        [
+            "+hydra.callbacks.a._target_=os.mkdir", "+hydra.callbacks={a: {_target_: os.mkdir}}",
+            "+hydra.launcher.a={_target_: os.mkdir}", "+hydra.sweeper.a._target_=os.mkdir",
+            "+hydra.sweeper.a=${b}",
+        ],
+    )  # fmt: skip
+    def test_a_sweep_builds_nothing_foreign(self, run: Run, tmp_path: Path, override: str) -> None:
+        result = run("train", "-m", *TINY, "seed=0,1", override)
+        assert result.status == 2
+        (line,) = result.err.strip().splitlines()
+        assert line.startswith("train.py: hydra.")
+        assert not list(tmp_path.iterdir())
+
+    # So much that the system refuses at once: a little less it may grant, and end the process later.
+    @pytest.mark.parametrize("setting", ["trainer.held_out=1000000000000000", "estimator.n_probes=10000000000000"])
+    def test_what_does_not_fit_in_memory_is_one_line(self, run: Run, tmp_path: Path, setting: str) -> None:
+        result = run("train", *TINY, NO_PLOTS, setting, folder=tmp_path / "run")
+        assert result.status == 1
+        assert result.err == "train.py: stopped: these settings need more memory than there is\n"
+
     def test_two_runs_in_one_folder_are_refused(self, run: Run, tmp_path: Path) -> None:
         run("train", *TINY, NO_PLOTS, folder=tmp_path / "run")
         result = run("train", *TINY, NO_PLOTS, folder=tmp_path / "run")
@@ -359,62 +412,46 @@ class TestBadInput:
         run("train", *TINY, NO_PLOTS, folder=tmp_path / "run")
         result = run("train", f"resume={tmp_path}/run", override)
         assert result.status == 2
-        key = override.split("=")[0]
-        assert f"{key} accepts no change with resume=: only device, trainer.epochs, trainer.max_seconds" in result.err
-
-    @pytest.mark.parametrize("damage", ["missing", "cut", "foreign", "hostile", "other architecture"])
-    def test_a_damaged_checkpoint_is_refused(self, run: Run, tmp_path: Path, damage: str) -> None:
-        folder = tmp_path / "run"
-        run("train", *TINY, NO_PLOTS, folder=folder)
-        path, canary = folder / "checkpoint.pt", tmp_path / "canary"
-
-        class Hostile:
-            def __reduce__(self) -> tuple:
-                return os.mkdir, (str(canary),)
-
-        if damage == "missing":
-            path.unlink()
-        elif damage == "cut":
-            path.write_bytes(path.read_bytes()[:5000])
-        elif damage == "foreign":
-            torch.save({"weights": torch.zeros(3)}, path)
-        elif damage == "hostile":
-            torch.save({"format": 1, "x": Hostile()}, path)
-        else:
-            config = (folder / "config.yaml").read_text().replace("width: 8", "width: 9")
-            (folder / "config.yaml").write_text(config)
-        for command in (("train", f"resume={folder}"), ("sample", f"run={folder}")):
-            result = run(*command)
-            assert result.status == 2, result.err
-            assert len(result.err.strip().splitlines()) == 1
-            assert str(folder) in result.err
-        assert not canary.exists()
-
-    @pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", "hydra.utils.get_method"])
-    def test_a_stored_config_runs_nothing_foreign(self, run: Run, tmp_path: Path, target: str) -> None:
-        folder = tmp_path / "run"
-        run("train", *TINY, NO_PLOTS, folder=folder)
-        config = (folder / "config.yaml").read_text()
-        (folder / "config.yaml").write_text(config.replace("datasets.moons.Moons", target))
-        for command in (("train", f"resume={folder}"), ("sample", f"run={folder}")):
-            result = run(*command)
-            assert result.status == 2
-            assert "data._target_ accepts a class or function of" in result.err
-
-
-def test_multirun_runs_every_combination(tmp_path: Path) -> None:
-    arguments = ("-m", *TINY, NO_PLOTS, "flow=iresnet,resflow", "seed=0,1", "hydra.sweep.dir=sweep")
-    process = start("train", *arguments, cwd=tmp_path)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err
-    summaries = [json.loads((tmp_path / "sweep" / str(n) / "summary.json").read_text()) for n in range(4)]
-    found = [(summary["flow"], summary["seed"]) for summary in summaries]
-    assert found == [("iresnet", 0), ("iresnet", 1), ("resflow", 0), ("resflow", 1)]
+        accepts = "resume accepts no change of settings other than device, trainer.epochs, trainer.max_seconds; got "
+        assert f"{accepts}{override} (" in result.err
 
 
 def test_help_is_a_page(tmp_path: Path) -> None:
     process = start("train", "--help", cwd=tmp_path)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    for words in ("flow: iresnet, resflow", "data: 8gaussians", "estimator: exact"):
-        assert words in out
+    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        config = hydra.compose("train")
+    # Every setting that has a default, with that default.
+    for group in ("data", "flow", "estimator", "optimizer", "trainer"):
+        for name, value in config[group].items():
+            if not name.startswith("_") and not isinstance(value, DictConfig):
+                assert f"{group}.{name}=" in out
+    words = " ".join(out.split())
+    for expected in ("flow resflow, iresnet", "data moons, 8gaussians", "seed=0 of the weights", "paper/resflow"):
+        assert expected in words
+    assert words.count("python train.py") >= 4
+    assert "$" not in out
+
+
+def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) -> None:
+    result = run("train", "estimator=truncated", "data=rings", "--help")
+    assert result.status == 0
+    assert "estimator.n_terms=10" in result.out
+    assert "data.radii=" in result.out
+    assert "estimator.share" not in result.out
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+def test_the_shell_completes_settings() -> None:
+    """As bash would ask, by the function that `--shell-completion install=bash` defines."""
+    script = f"""
+        export PATH="{Path(sys.executable).parent}:$PATH"
+        eval "$(python train.py --shell-completion install=bash)"
+        COMP_LINE="python train.py flow=ires"; COMP_POINT=${{#COMP_LINE}}
+        COMP_WORDS=($COMP_LINE); COMP_CWORD=2
+        hydra_bash_completion; echo "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=PROJECT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "flow=iresnet", done.stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,14 @@ def load_checkpoint(folder: Path, setting: str) -> dict[str, Any]:
     if not path.is_file():
         raise ArgumentError(setting, accepts, f"{str(folder)!r}, which has no checkpoint.pt")
     try:
-        state = torch.load(io.BytesIO(path.read_bytes()), map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
+        data = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(data) as archive:  # what torch.save writes; its own reader lets damage pass
+            if damaged := archive.testzip():
+                raise ValueError(f"{damaged} is damaged")
+        data.seek(0)
+        state = torch.load(data, map_location="cpu", weights_only=True)
+    except Exception as error:  # on bytes that anyone may have written, the readers raise whatever they meet
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which cannot be read: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which is not a checkpoint of format {FORMAT}")
@@ -55,4 +60,5 @@ def belonging_together(folder: Path, setting: str) -> Iterator[None]:
         yield
     except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         accepts = "a folder whose files are all of one run, as train.py left them"
-        raise ArgumentError(setting, accepts, f"{str(folder)!r}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+import functools
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -10,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -21,13 +28,22 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arguments import ArgumentError, check_arguments, nearest
 from flows.fixed_point import InverseError
-from training.configuration import check_config, load_config
-from training.diagnosis import NonFiniteLossError
+from training.configuration import build_target, check_config, choose_device, load_config
+from training.diagnosis import ContractionError, NonFiniteError
+from training.help import help_page
 from training.interruption import Interrupted
+from training.run_folder import UnwritableError
+from training.sweep import Sweep, combinations
 
 __all__ = ["command"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+WHERE = ("hydra/launcher", "hydra.launcher")
+"""Settings that say where a sweep runs, not what."""
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 Task = Callable[[DictConfig, Any, Path], float | None]
 """What a command does: takes the configuration, its top-level settings as an object, and the run folder."""
@@ -42,42 +58,162 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         resumable: settings that may change with `resume=`.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
-    arguments = get_args_parser().parse_args()
+    parser = get_args_parser()
+    parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")
+    arguments = parser.parse_args()
+    _prefer_own_configs()
     try:
+        if arguments.help:
+            print(help_page(CONFIGS, config_name, arguments.overrides))
+            return
+        _refuse_what_nobody_sets(arguments.overrides)
         other = (
-            arguments.multirun, arguments.help, arguments.hydra_help, arguments.cfg, arguments.info,
-            arguments.shell_completion, arguments.experimental_rerun,
+            arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion,
+            arguments.experimental_rerun,
         )  # fmt: skip
-        if not any(other):
+        if any(other) or (arguments.multirun and not resumable):
+            _hand_to_hydra(task, settings, config_name)
+            return
+        if not arguments.multirun:
+            if resumable and (folder := _folder_to_resume(arguments.overrides)) is not None:
+                config = _resumed(folder, arguments.overrides, frozenset(resumable))
+                _run(task, settings, config, folder)
+                return
             config = _compose(arguments.config_name or config_name, arguments.overrides, arguments.config_dir)
             if config.hydra.mode != RunMode.MULTIRUN:
-                _run_once(task, settings, config, arguments.overrides, frozenset(resumable))
+                _run_once(task, settings, config)
                 return
-        _hand_to_hydra(task, settings, config_name)
+        _run_many(task, settings, config_name, arguments)
     except ArgumentError as error:
         _exit(2, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _exit(2, " ".join(line.strip() for line in str(error).splitlines() if line.strip()))
-    except (NonFiniteLossError, InverseError) as error:
+    except (NonFiniteError, ContractionError, InverseError, UnwritableError) as error:
+        if isinstance(error.__cause__, BrokenPipeError):  # nobody reads standard output, so Python must not flush it
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _exit(1, str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        _exit(1, "stopped: these settings need more memory than there is")
     except Interrupted as stop:
         print(stop.message, file=sys.stderr)
         raise
+    except KeyboardInterrupt:  # before training has begun, or the second one
+        _exit(130, "stopped")
 
 
-def _run_once(task: Task, settings: type, config: DictConfig, overrides: list[str], resumable: frozenset[str]) -> None:
+def _prefer_own_configs() -> None:
+    """Let configs/hydra stand in place of what the extras register under the same names, not be merged into it."""
+    Plugins.instance()  # imports the extras
+    for path in (CONFIGS / "hydra").rglob("*.yaml"):
+        group = ConfigStore.instance().repo
+        for name in path.relative_to(CONFIGS).parent.parts:
+            group = group.get(name, {})
+        group.pop(path.name, None)
+
+
+def _run_once(task: Task, settings: type, config: DictConfig) -> None:
     """A run in this process, without Hydra's own machinery: nothing is written before all is checked."""
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
-    folder = Path(config.hydra.run.dir)
-    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    if config.get("resume") is not None:
-        folder = Path(str(config.resume))
-        config = _resumed(folder, overrides, resumable)
-    _run(task, settings, config, folder)
+    folder = Path(str(config.hydra.run.dir))
+    _run(task, settings, OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), folder)
+
+
+def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.Namespace) -> None:
+    """A sweep, or the rest of one: by Hydra's sweeper and launcher, once every run of it has been checked."""
+    resumed = [override.value() for override in _parse(arguments.overrides) if override.key_or_group == "resume"]
+    if resumed:
+        sweep = Sweep.stored(Path(str(resumed[0])))
+        overrides = [*sweep.overrides, *_only_where(arguments.overrides)]
+    else:
+        overrides = arguments.overrides
+    keys = {override.input_line: override.key_or_group for override in _parse(overrides)}
+    of_hydra = [line for line, key in keys.items() if key.startswith(("hydra.", "hydra/"))]
+    of_task = [line for line in keys if line not in of_hydra]
+
+    name, extra_folder = arguments.config_name or config_name, arguments.config_dir
+    hydra_config = _compose(name, of_hydra, extra_folder).hydra
+    _check_installed(hydra_config)
+    if not resumed:  # what was begun has been checked
+        compose = functools.partial(_compose, name, extra_folder=extra_folder)
+        _check_runs(settings, compose, hydra_config, of_hydra, of_task)
+        elsewhere = [line for line in overrides if not keys[line].startswith((*WHERE, "hydra.sweep.dir"))]
+        sweep = Sweep(Path(hydra_config.sweep.dir), elsewhere)
+        sweep.create()
+
+    def job(config: DictConfig) -> float | None:
+        return sweep.run(config, functools.partial(_run, task, settings))
+
+    # For processes that are not our children, such as a cluster's, to find the project's modules and its threads.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.environ.get("PYTHONPATH")]))
+    if cpus := hydra_config.launcher.get("cpus_per_task"):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
+    folder = str(sweep.folder).replace("'", "\\'")
+    extra = ["--config-dir", extra_folder] if extra_folder else []
+    sys.argv = [sys.argv[0], "--multirun", *extra, *overrides, f"hydra.sweep.dir='{folder}'"]
+    with sweep.stopped_by_signals():
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
+    sweep.report()
+
+
+def _check_runs(
+    settings: type,
+    compose: Callable[..., DictConfig],
+    hydra_config: DictConfig,
+    of_hydra: list[str],
+    of_task: list[str],
+) -> None:
+    """Check the configuration of every run of a sweep, as that of a run alone is checked.
+
+    Raises:
+        ArgumentError: names a setting of the first run that is refused.
+    """
+    here, search = hydra_config.launcher._target_ == BASIC_LAUNCHER, hydra_config.sweeper._target_ != BASIC_SWEEPER
+    given = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()  # what flow=glob(*) is looked up in
+        swept = OverridesParser.create(loader).parse_overrides([*given, *of_task])
+    targets = set()
+    for combination in combinations(swept, search):
+        config = compose(overrides=[*of_hydra, *combination])
+        HydraConfig.instance().set_config(config)
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        values = _check(settings, config)
+        if here:  # a cluster's machines have devices of their own
+            choose_device(values.device)
+        if (target := OmegaConf.to_yaml(config.data)) not in targets:
+            build_target(config)
+            targets.add(target)
+
+
+def _only_where(overrides: list[str]) -> list[str]:
+    """Those of `overrides` that say where the rest of a sweep runs; no others may come with resume=."""
+    chosen = [override for override in _parse(overrides) if override.key_or_group != "resume"]
+    for override in chosen:
+        if not override.key_or_group.startswith(WHERE):
+            accepts = "no change with -m resume=: only hydra/launcher and its settings may"
+            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
+    return [override.input_line for override in chosen]
+
+
+def _check_installed(hydra_config: DictConfig) -> None:
+    """
+    Raises:
+        ArgumentError: the chosen launcher or sweeper is an extra that is not installed.
+    """
+    for kind in ("launcher", "sweeper"):
+        module = hydra_config[kind]._target_.rpartition(".")[0]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            accepts = "what is installed (the extras: pip install -r requirements-sweeps.txt; ray: hydra-ray-launcher)"
+            got = f"{hydra_config.runtime.choices[f'hydra/{kind}']!r}: {error}"
+            raise ArgumentError(f"hydra/{kind}", accepts, got) from error
 
 
 def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
-    """Sweeps, help and the like."""
+    """What Hydra shows of itself and of the configuration, and shell completion."""
 
     def job(config: DictConfig) -> float | None:
         return _run(task, settings, config, Path(HydraConfig.get().runtime.output_dir))
@@ -86,24 +222,79 @@ def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
 
 
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
+    return task(config, _check(settings, config), folder)
+
+
+def _check(settings: type, config: DictConfig) -> Any:
+    """Check all of `config`; return its settings at the top level."""
     known = {field.name for field in dataclasses.fields(settings)}
     values = {key: value for key, value in config.items() if key in known or not isinstance(value, DictConfig)}
     check_arguments(settings, values)
+    for missing in known - values.keys():  # in a stored configuration that was changed
+        raise ArgumentError(missing, "a value", "none")
     check_config(config)
-    return task(config, settings(**values), folder)
+    return settings(**values)
+
+
+def _folder_to_resume(overrides: list[str]) -> Path | None:
+    """What `resume=` names, if it is given."""
+    values = [override.value() for override in _parse(overrides) if override.key_or_group == "resume"]
+    return None if not values or values[-1] is None else Path(str(values[-1]))
 
 
 def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> DictConfig:
-    """The stored configuration of `folder`, with the few changes that a resumed run may make."""
+    """The stored configuration of `folder`, with the few changes that a resumed run may make.
+
+    Raises:
+        ArgumentError: names all settings that differ and may not.
+    """
     config = load_config(folder, "resume")
+    known, refused = _settings_of(config), []
     for override in _parse(overrides):
         key, value = override.key_or_group, override.value()
+        if key == "resume":
+            continue
+        if override.is_sweep_override():
+            raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
+        if key not in known and not key.startswith("hydra.") and not (CONFIGS / key).is_dir():
+            got = f"{override.input_line!r}{nearest(key, known)}"
+            raise ArgumentError(key, "nothing: there is no such setting", got)
+        stored = config.choices[key] if key in config.choices else OmegaConf.select(config, key)
+        if value == stored:
+            continue
         if key in resumable:
             OmegaConf.update(config, key, value)
-        elif key != "resume" and value != config.choices.get(key) and value != OmegaConf.select(config, key):
-            raise ArgumentError(key, f"no change with resume=: only {', '.join(sorted(resumable))} may", repr(value))
+            print(f"resuming with {key}={value}, which was {stored}")
+        else:
+            refused.append(f"{key}={value} ({stored} in the run)")
+    if refused:
+        accepts = f"no change of settings other than {', '.join(sorted(resumable))}"
+        raise ArgumentError("resume", accepts, ", ".join(refused))
     config.resume = str(folder)
     return config
+
+
+def _refuse_what_nobody_sets(overrides: list[str]) -> None:
+    """Hydra builds its own parts from the configuration too, and asks nobody where their classes come from.
+
+    Raises:
+        ArgumentError: an override names a class there, or could; or it is of what follows from other settings.
+    """
+    for override in _parse(overrides):
+        key, line = override.key_or_group, override.input_line
+        if key == "hydra" or key.startswith("hydra.callbacks"):
+            raise ArgumentError(key, "nothing", repr(line))
+        if key == "choices" or key.startswith("choices."):
+            raise ArgumentError(key, f"nothing: choose with {key.rpartition('.')[2]}=...", repr(line))
+        if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):
+            raise ArgumentError(key, "plain values of the settings that are there", repr(line))
+
+
+def _is_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is short; on the host torch has no class of its own for that."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
 
 
 def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:
@@ -120,7 +311,7 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
             raise ArgumentError(key, "a value, not its deletion", repr(override.input_line))
         if override.is_sweep_override():
             raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
-        if group.is_dir() and not search:
+        if group.is_dir() and not search and not key.startswith("hydra/"):
             names = sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
             value = override.value()
             if value not in names:

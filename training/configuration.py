@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,24 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arguments import ArgumentError, check_arguments
 from atomic import write_atomically
-from datasets import Points
+from datasets import Points, Target, TargetDensity
 from flows import Flow
 from flows.standardize import Standardize
 
-__all__ = ["build", "build_flow", "check_config", "choose_device", "load_config", "save_config"]
+__all__ = ["build", "build_flow", "build_target", "check_config", "choose_device", "load_config", "save_config"]
 
-PACKAGES = ("datasets", "flows", "training")
+# Where the classes and functions of each group are defined: nothing else is ever built, whoever wrote the config.
+# A function of the project may do harm too, such as one that writes a file where it is told to.
+HOMES = {
+    "data": "datasets",
+    "flow": "flows",
+    "estimator": "flows.estimators",
+    "optimizer": "training.optimizers",
+    "trainer": "training.trainer",
+    "logger": "training.tensorboard",
+}
+OPTIONAL = ("logger",)
+WAITING = ("optimizer", "trainer", "logger")  # groups that are built in two steps, `_partial_`
 
 
 def check_config(config: DictConfig) -> None:
@@ -38,28 +50,41 @@ def check_config(config: DictConfig) -> None:
 
 
 def _check_node(path: str, node: dict[str, Any]) -> None:
+    group = path.rpartition(".")[2]
     if "_target_" in node:
-        target = _find_target(f"{path}._target_", node["_target_"])
-        if "_args_" in node:
-            raise ArgumentError(f"{path}._args_", "nothing: arguments are given by name", repr(node["_args_"]))
+        target = _find_target(f"{path}._target_", HOMES.get(group), node["_target_"])
         check_arguments(target, {key: value for key, value in node.items() if not key.startswith("_")}, f"{path}.")
     for key, value in node.items():
+        if key.startswith("_") and key != "_target_" and (key, value, group in WAITING) != ("_partial_", True, True):
+            raise ArgumentError(f"{path}.{key}", "nothing: arguments are given by name", repr(value))
+        built = isinstance(value, dict) and "_target_" in value
+        if not built and (isinstance(value, dict) or ("_target_" in node and key in HOMES)):
+            raise ArgumentError(f"{path}.{key}", "what a file of configs holds, with its _target_", repr(value))
         if isinstance(value, dict):
             _check_node(f"{path}.{key}", value)
+        elif _holds_mapping(value):  # Hydra would build what it names
+            raise ArgumentError(f"{path}.{key}", "no list of settings", repr(value))
 
 
-def _find_target(setting: str, name: Any) -> Callable[..., Any]:
-    """Import what a `_target_` names, which must be a class or function defined in one of the project's packages."""
-    error = ArgumentError(setting, f"a class or function of {', '.join(PACKAGES)}, as package.module.name", repr(name))
+def _holds_mapping(value: Any) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and any(_holds_mapping(item) for item in value))
+
+
+def _find_target(setting: str, home: str | None, name: Any) -> Callable[..., Any]:
+    """Import what a `_target_` names: a public class or function defined in `home`, a module or package, or below."""
+    accepts = f"a class or function of {home}, as package.module.name" if home else "nothing: no class is expected here"
+    error = ArgumentError(setting, accepts, repr(name))
     module_name, _, attribute = str(name).rpartition(".")
-    if module_name.partition(".")[0] not in PACKAGES:
+    if home is None or not f"{module_name}.".startswith(f"{home}."):
         raise error
     try:
-        target = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError):
+        module = importlib.import_module(module_name)
+    except (ImportError, ValueError):
         raise error from None
     # What a module merely imports, such as torch's own loader, is not the project's.
-    if not callable(target) or getattr(target, "__module__", None) != module_name:
+    target = getattr(module, attribute, None)
+    public = attribute in module.__all__ and getattr(target, "__module__", None) == module_name
+    if not public or not callable(target) or inspect.isabstract(target):
         raise error
     return target
 
@@ -73,18 +98,35 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     try:
         made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
     except InstantiationException as error:
-        if isinstance(error.__cause__, ArgumentError):
-            raise error.__cause__ from None
+        if isinstance(refusal := error.__cause__, ArgumentError):
+            name = f"{node._get_full_key(None)}.{refusal.name}"
+            raise ArgumentError(name, refusal.accepts, refusal.got) from None
         raise
     return functools.partial(made, **arguments) if node.get("_partial_") else made
 
 
 def build_flow(config: DictConfig) -> Flow:
-    """The flow of a configuration. Before one of data in units of their own stands a Standardize, yet to be set."""
+    """Build the flow. Before one of data in units of their own stands a Standardize, yet to be set."""
     flow = build(config.flow, dimensions=2)
-    if issubclass(_find_target("data._target_", config.data._target_), Points):
+    if issubclass(_find_target("data._target_", HOMES["data"], config.data._target_), Points):
         flow.bijections.insert(0, Standardize(2))
     return flow
+
+
+def build_target(config: DictConfig) -> Target:
+    """Build the target; of a density, the entropy is computed and kept.
+
+    Raises:
+        ArgumentError: the density is too thin for its entropy to be known, or the file that the data come from is not
+            what it should be.
+    """
+    target = build(config.data)
+    try:
+        if isinstance(target, TargetDensity):
+            target.entropy  # noqa: B018
+    except ArgumentError as error:
+        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
+    return target
 
 
 def choose_device(name: str) -> torch.device:
@@ -118,10 +160,16 @@ def load_config(folder: Path, setting: str) -> DictConfig:
     """
     path, accepts = folder / "config.yaml", "a folder written by train.py, with its config.yaml"
     try:
-        config = OmegaConf.load(path)
+        text, config = path.read_text(), OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error
-    if not isinstance(config, DictConfig):
-        raise ArgumentError(setting, accepts, f"{str(path)!r}, which holds no settings")
+    if "${" in text:  # what it stands for is not in the file, and could be anything
+        raise ArgumentError(setting, accepts, f"{str(path)!r}, which refers to values outside it")
+    groups = [group for group in HOMES if group not in OPTIONAL]
+    needed = [f"{group}._target_" for group in groups]
+    needed += [f"choices.{group}" for group in groups if group != "trainer"]
+    for name in needed:
+        if not isinstance(config, DictConfig) or not isinstance(OmegaConf.select(config, name), str):
+            raise ArgumentError(setting, accepts, f"{str(path)!r}, which lacks {name}")
     return config

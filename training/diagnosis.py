@@ -1,17 +1,31 @@
-"""Why a loss is not finite, as far as it can be told."""
+"""Why a number is not finite, or a bound does not hold, as far as it can be told."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from flows import Flow
 
-__all__ = ["NonFiniteLossError", "diagnose"]
+__all__ = ["ContractionError", "NonFiniteError", "diagnose", "first_not_finite"]
 
 
-class NonFiniteLossError(RuntimeError):
-    """Training met a loss that is not finite, and stopped before it reached the checkpoint."""
+class NonFiniteError(RuntimeError):
+    """Training met a number that is not finite, and stopped before it reached the checkpoint."""
+
+
+class ContractionError(RuntimeError):
+    """Training broke the Lipschitz bound faster than power iteration could restore it, and stopped."""
+
+
+@torch.no_grad()
+def first_not_finite(named: Iterable[tuple[str, Tensor | None]]) -> str | None:
+    """The name of the first tensor that is not finite; None where all are. Waits for the device once."""
+    found = [(name, torch.isfinite(tensor).all()) for name, tensor in named if tensor is not None]
+    finite = torch.stack([flag for _, flag in found]).tolist()
+    return next((name for (name, _), fine in zip(found, finite, strict=True) if not fine), None)
 
 
 @torch.no_grad()
@@ -19,9 +33,8 @@ def diagnose(flow: Flow, x: Tensor) -> str:
     """Say where the batch `x`, shape (batch, d), first leaves the finite numbers on its way through `flow`."""
     if not torch.isfinite(x).all():
         return "the data are not finite"
-    for name, parameter in flow.named_parameters():
-        if not torch.isfinite(parameter).all():
-            return f"{name} is not finite: a lower optimizer.lr or trainer.clip_norm may help"
+    if name := first_not_finite(flow.named_parameters()):
+        return f"{name} is not finite: a lower optimizer.lr or trainer.clip_norm may help"
     flow.eval()
     for index, bijection in enumerate(flow.bijections):
         x, log_det = bijection(x)

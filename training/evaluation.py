@@ -40,8 +40,8 @@ class HeldOut:
         return cls(x.to(device), target.log_prob(x.double()), target.entropy)
 
     def part(self) -> HeldOut:
-        """A tenth of them, or 1000 if that is more, for an evaluation after each epoch."""
-        n = max(len(self.x) // 10, 1000)
+        """A tenth of them, for the evaluation after each epoch; of one's own points, which are few, 1000 at least."""
+        n = len(self.x) // 10 if self.log_prob is not None else max(len(self.x) // 10, 1000)
         return HeldOut(self.x[:n], None if self.log_prob is None else self.log_prob[:n], self.entropy)
 
 

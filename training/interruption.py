@@ -13,7 +13,10 @@ class Interrupted(SystemExit):
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(128 + number)
-        self.message = message
+        self.number, self.message = number, message
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return Interrupted, (self.number, self.message)  # to be sent from process to process
 
 
 class Interruption:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flows import Flow
-from flows.lipschitz import LipschitzLinear, normalized_together, power_iterate
+from flows.lipschitz import LipschitzLinear, power_iterate
 from training.optimizers import AnyOptimizer
 
 __all__ = ["Learner"]
@@ -49,14 +49,16 @@ class Learner:
     def backward(self, x: Tensor) -> Tensor:
         """Compute the gradient of the NLL of `x`, shape (batch, d); return the NLL in nats, without graph."""
         self.optimizer.zero_grad(set_to_none=True)
-        with normalized_together(self._layers):
-            loss = -self.flow.log_prob(x).mean()
+        loss = -self.flow.log_prob(x).mean()
         loss.backward()
         return loss.detach()
 
-    def update(self, rate: float) -> None:
-        """Move the weights by the gradient, at `rate` times the optimizer's peak learning rates."""
-        nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+    def update(self, rate: float) -> Tensor:
+        """Move the weights by the gradient, at `rate` times the optimizer's peak learning rates.
+
+        Returns the gradient's norm before it was cut: not finite where any of it is not.
+        """
+        norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
         for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
             group["lr"] = rate * peak
         self.optimizer.step()
@@ -66,6 +68,7 @@ class Learner:
             # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
             decay = min(self.ema_decay, self.steps / (self.steps + 10))
             torch._foreach_lerp_(self._average_parameters, self._parameters, 1 - decay)
+        return norm
 
     def converge(self) -> None:
         """Make every spectral norm exact, of the flow and of the average, so that what is evaluated is certified."""

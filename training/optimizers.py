@@ -14,7 +14,7 @@ __all__ = ["AnyOptimizer", "adam", "muon"]
 
 AnyOptimizer = torch.optim.Optimizer | Together
 
-Rate = Annotated[float, Range(gt=0)]
+Rate = Annotated[float, Range(gt=0, le=1e6)]
 Decay = Annotated[float, Range(ge=0, lt=1)]
 
 
@@ -29,7 +29,7 @@ def muon(
     flow: nn.Module,
     lr: Rate,
     momentum: Decay = 0.95,
-    weight_decay: Annotated[float, Range(ge=0)] = 0.0,
+    weight_decay: Annotated[float, Range(ge=0, le=1e6)] = 0.0,
     adam_lr: Rate = 5e-3,
     beta1: Decay = 0.9,
     beta2: Decay = 0.99,

@@ -13,11 +13,11 @@ from flows import Flow
 from plots.density_gif import DensityGif
 from plots.epoch_figure import EpochFigure
 from plots.transport import TransportGif
-from training.evaluation import Evaluation, log_prob
+from training.density_grid import DensityGrid
+from training.evaluation import Evaluation
 
 __all__ = ["Pictures"]
 
-GRID = 100  # points along each side of the window
 SAMPLES = 1000
 GRID_LINES, GRID_POINTS = 13, 25  # lines each way, and points along each
 GRID_SIDE = 3.0  # the grid covers the base out to this many standard deviations
@@ -30,24 +30,17 @@ class Pictures:
         folder: the run folder.
         target: what the flow is trained on.
         title: of the pictures.
-        device: where the flow is.
+        grid: where the densities are drawn.
     """
 
-    def __init__(self, folder: Path, target: Target, title: str, device: torch.device) -> None:
-        self.folder, window = folder, target.window
-        x, y = (torch.linspace(low, high, 2 * GRID + 1)[1::2] for low, high in window)  # midpoints of the pixels
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        points = torch.stack([columns, rows], dim=-1).view(-1, 2)
-        if isinstance(target, Points):
-            name, density = "histogram of the data", target.histogram(GRID)
-        else:
-            name, density = "target density", target.log_prob(points.double()).exp().view(GRID, GRID).numpy()
-        self.points = points.to(device)
+    def __init__(self, folder: Path, target: Target, title: str, grid: DensityGrid) -> None:
+        self.folder, window, self.device = folder, target.window, grid.points.device
+        density, name = grid.of_target, grid.name_of_target
         # The same points in every epoch, so that what moves is the flow.
         generator = torch.Generator().manual_seed(0)
         self.data = target.sample(SAMPLES, generator)
         base = torch.randn(SAMPLES, 2, generator=generator)
-        self.base = torch.cat([base, _grid_lines()]).to(device)
+        self.base = torch.cat([base, _grid_lines()]).to(self.device)
         self.figure = EpochFigure(density, window, title, self.data.numpy(), name)
         self.density_gif = DensityGif(folder / "density.gif", density, window, title, name)
         # One's own points are carried from the base to their standardized place.
@@ -68,10 +61,9 @@ class Pictures:
         self.density_gif.file.truncate(gif_length)
 
     @torch.no_grad()
-    def draw(self, flow: Flow, epoch: int, evaluation: Evaluation, seconds: float) -> None:
-        """Draw `flow`, which is in evaluation mode."""
-        learned = log_prob(flow, self.points).exp().view(GRID, GRID).cpu().numpy()
-        images = flow(self.data.to(self.points.device))[0].cpu().numpy()
+    def draw(self, flow: Flow, learned: np.ndarray, epoch: int, evaluation: Evaluation, seconds: float) -> None:
+        """Draw `flow`, which is in evaluation mode, and `learned`, its density on the grid."""
+        images = flow(self.data.to(self.device))[0].cpu().numpy()
         *stages, samples = flow.inverse_path(self.base)
         path = torch.stack([*stages, (samples - self.mean.to(samples)) / self.std.to(samples)]).cpu().numpy()
 

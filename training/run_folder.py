@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -18,43 +19,60 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from arguments import ArgumentError
+from atomic import remove_temporaries
 from datasets.points import window_of
 from datasets.target import Window
 from flows import Flow
+from flows.lipschitz import LipschitzLinear
+from flows.standardize import Standardize
 from training.checkpoint import belonging_together, load_checkpoint
-from training.configuration import build, build_flow, check_config, load_config, save_config
+from training.configuration import build, build_flow, check_config, load_config
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where a folder is not held
     fcntl = None
 
-__all__ = ["LoadedRun", "describe", "load_run", "open_folder"]
+__all__ = ["LoadedRun", "UnwritableError", "describe", "load_run", "load_summary", "open_folder"]
+
+
+class UnwritableError(RuntimeError):
+    """A file of the run could not be written: a full disk, say. What is in the folder is whole."""
 
 
 @contextlib.contextmanager
-def open_folder(folder: Path, config: DictConfig, resume: bool) -> Iterator[None]:
-    """Make the run folder, write its config.yaml, and hold it while entered: two runs in one folder would mix.
+def open_folder(folder: Path, resume: bool) -> Iterator[None]:
+    """Make the run folder, clear it of what killed processes left, and hold it while entered: two runs would mix.
 
     Raises:
         ArgumentError: a new run meets an old one there, another process is at work there, or it cannot be written.
+        UnwritableError: while entered, a file could not be written.
     """
     setting = "resume" if resume else "hydra.run.dir"
-    if not resume and (folder / "config.yaml").exists():
-        raise ArgumentError(setting, f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
     with contextlib.ExitStack() as on_leaving:
         try:
-            (folder / "plots").mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             if fcntl is not None:  # the lock goes with the process, however that ends
                 handle = os.open(folder, os.O_RDONLY)
                 on_leaving.callback(os.close, handle)
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            save_config(config, folder)
+            if not resume and (folder / "config.yaml").exists():
+                raise ArgumentError(setting, f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
+            if not os.access(folder, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            for name in ("plots", "densities"):
+                (folder / name).mkdir(exist_ok=True)
+            remove_temporaries(folder)
         except BlockingIOError as error:
             raise ArgumentError(setting, "a folder that no other process is training in", f"'{folder}'") from error
         except OSError as error:
             raise ArgumentError(setting, "a folder that can be written", f"'{folder}': {error.strerror}") from error
-        yield
+        try:
+            yield
+        except OSError as error:
+            begun = (folder / "config.yaml").exists()
+            then = f"; every file in {folder} is whole: go on with: python train.py resume={folder}" if begun else ""
+            raise UnwritableError(f"stopped: {error}{then}") from error
 
 
 def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
@@ -87,6 +105,11 @@ def _git(*arguments: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def load_summary(folder: Path) -> dict[str, Any]:
+    """The summary.json of a run that has ended."""
+    return json.loads((folder / "summary.json").read_text())
+
+
 @dataclass(frozen=True)
 class LoadedRun:
     """A run read back: its flow, with the averaged weights, in evaluation mode."""
@@ -107,7 +130,9 @@ class LoadedRun:
 
 
 def load_run(folder: Path, setting: str = "run", device: torch.device | None = None) -> LoadedRun:
-    """Load the flow of a run folder, ready for `flow.log_prob(x)` and `flow.sample(n)`.
+    """Load the flow of a run folder, ready for `flow.log_prob(x)` and `flow.sample(n)`, and certified.
+
+    At any moment of the run, also while it trains: a checkpoint is of a step, whose spectral norms are made exact here.
 
     Args:
         folder: what train.py wrote.
@@ -115,12 +140,23 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
         device: where to put the flow; None for the CPU.
 
     Raises:
-        ArgumentError: `folder` is no run folder, or its checkpoint is not of this configuration.
+        ArgumentError: `folder` is no run folder, or its checkpoint is not of this configuration, or not certified.
     """
     config = load_config(folder, setting)
     check_config(config)
-    flow = build_flow(config)
     state = load_checkpoint(folder, setting)
+    flow = build_flow(config)
     with belonging_together(folder, setting):
         flow.load_state_dict(state["learner"]["average"])
+        if not all(torch.isfinite(tensor).all() for tensor in (*flow.parameters(), *flow.buffers())):
+            raise ValueError("weights that are not finite")
+        for module in flow.modules():
+            if isinstance(module, Standardize) and not (module.std > 0).all():
+                raise ValueError("a standard deviation that is not above zero")
+            if isinstance(module, LipschitzLinear):
+                module.converge()
+        if not all(constant < 1 for constant in flow.lipschitz_constants()):
+            raise ValueError("a block without a certified inverse")
+    if config.get("compile"):
+        flow.compile_for(device or torch.device("cpu"))
     return LoadedRun(flow.to(device or "cpu").eval().requires_grad_(False), config)

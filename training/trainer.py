@@ -8,31 +8,38 @@ import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from arguments import Range, checked
+from arguments import Range, check_arguments, checked
 from atomic import write_atomically
 from datasets import Target
 from flows import Flow
 from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
-from training.diagnosis import NonFiniteLossError, diagnose
+from training.density_grid import DensityGrid, save_density
+from training.diagnosis import ContractionError, NonFiniteError, diagnose, first_not_finite
 from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
 from training.learner import Learner
 from training.optimizers import AnyOptimizer
+from training.tensorboard import TensorBoard
 
 __all__ = ["Trainer"]
 
 # How often the loss is looked at: reading it makes the host wait, which costs nothing on a CPU alone.
 STEPS_BETWEEN_CHECKS = {"cpu": 1}
 STEPS_BETWEEN_CHECKS_ELSEWHERE = 50
+
+# How often the Lipschitz bound that training steps work with is held against exact singular values, which take about
+# as long as half a step. Where it is broken, spectral norms are made exact, and power iterations doubled from there.
+STEPS_BETWEEN_CERTIFICATES = 50
+MOST_REPAIRS = 6
 
 HELD_OUT_STREAM = 0  # training epochs use the streams 1, 2, ...
 FEWEST_POINTS_TO_INITIALIZE = 1024
@@ -49,15 +56,17 @@ class Progress:
     train_seconds: float = 0.0
     plot_seconds: float = 0.0
     loss_sum: float = 0.0  # over the epoch so far
+    lipschitz: float = 0.0  # largest constant of any block that training steps of the epoch were seen to work with
+    repairs: int = 0  # times that power iteration was found too slow, and doubled
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.csv
 
 
 class Trainer:
-    """Trains a flow by maximum likelihood on fresh samples of a target density, and keeps a run folder.
+    """Trains a flow by maximum likelihood on samples of a target, fresh ones of a density, and keeps a run folder.
 
     Args:
         flow: the flow, on its device.
-        target: the target density.
+        target: a density, or points of one's own.
         optimizer: of the flow's parameters.
         folder: the run folder.
         seed: of the training data and the held-out set.
@@ -65,15 +74,16 @@ class Trainer:
         about: what `summary.json` says of the run beside its figures.
         epochs: an evaluation, a picture and a checkpoint follow each.
         steps_per_epoch: optimizer steps in an epoch.
-        batch_size: fresh points of the target in each step.
+        batch_size: points of the target in each step.
         max_seconds: end the run, as if its epochs were done, after this many seconds; None for no limit.
         schedule: of the learning rate: `cosine` falls to zero at the end of the run, `constant` does not.
         warmup: share of the run over which the learning rate rises from zero to its peak.
         clip_norm: the gradient's norm is cut to this.
         ema_decay: decay of the weight average that is evaluated, plotted and sampled; 0 for the last weights.
-        power_iterations: power iterations after each step.
-        held_out: points of the final evaluation; the one after each epoch uses a tenth of them.
+        power_iterations: power iterations after each step; doubled where they are seen not to hold the bound.
+        held_out: points of the final evaluation, or fewer of one's own; the one after each epoch uses a tenth of them.
         plots: whether to draw.
+        logger: what else writes down each epoch; None for nothing.
     """
 
     @checked
@@ -87,8 +97,8 @@ class Trainer:
         title: str,
         about: dict[str, Any],
         epochs: Annotated[int, Range(ge=1)],
-        steps_per_epoch: Annotated[int, Range(ge=1)],
-        batch_size: Annotated[int, Range(ge=1)],
+        steps_per_epoch: Annotated[int, Range(ge=1, le=10**9)],
+        batch_size: Annotated[int, Range(ge=1, le=10**9)],
         max_seconds: Annotated[float, Range(gt=0)] | None = None,
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup: Annotated[float, Range(ge=0, lt=1)] = 0.02,
@@ -97,58 +107,100 @@ class Trainer:
         power_iterations: Annotated[int, Range(ge=1)] = 5,
         held_out: Annotated[int, Range(ge=100)] = 100_000,
         plots: bool = True,
+        logger: TensorBoard | None = None,
     ) -> None:
-        self.target, self.folder, self.seed, self.about = target, folder, seed, about
+        self.target, self.folder, self.seed, self.about, self.logger = target, folder, seed, about, logger
         self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
         self.max_seconds, self.schedule, self.warmup = max_seconds, schedule, warmup
         self.device = next(flow.parameters()).device
+        self.power_iterations = power_iterations
         self.learner = Learner(flow, optimizer, clip_norm, ema_decay, power_iterations)
         self.held_out = HeldOut.draw(target, held_out, _generator(seed, HELD_OUT_STREAM), self.device)
         self.progress = Progress()
+        self._begun = False
+        self.grid = DensityGrid(target, self.device)
         self.pictures = None
         if plots:
             from training.pictures import Pictures  # here, because matplotlib takes a while to import
 
-            self.pictures = Pictures(folder, target, title, self.device)
+            self.pictures = Pictures(folder, target, title, self.grid)
         self._started = time.perf_counter()
 
-    def fit(self, resume: bool = False) -> Evaluation:
-        """Train, and return the evaluation of the result.
+    def restore(self) -> None:
+        """Go back to the checkpoint in the folder: from there, `fit` goes on exactly as if training had never stopped.
 
-        Args:
-            resume: go on from the checkpoint in the folder, exactly as if training had never stopped.
+        A run that was stopped before its first checkpoint begins again: it is the same run.
 
         Raises:
-            NonFiniteLossError: the loss is not finite; the folder's checkpoint is the last good one.
+            ArgumentError: the folder's files are not of one run, or cannot be read.
+        """
+        if not any((self.folder / name).exists() for name in ("checkpoint.pt", "metrics.csv")):
+            return
+        state = load_checkpoint(self.folder, "resume")
+        with belonging_together(self.folder, "resume"):
+            self.learner.load_state_dict(state["learner"])
+            if name := first_not_finite([*self.learner.flow.named_parameters()]):
+                raise ValueError(f"{name} is not finite")
+            check_arguments(Progress, {key: value for key, value in state["progress"].items() if key != "rows"})
+            self.progress = Progress(**state["progress"])
+            torch.set_rng_state(state["random_state"]["cpu"])
+            if self.device.type == "cuda" and "cuda" in state["random_state"]:
+                torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
+            self.learner.power_iterations = self.power_iterations << self.progress.repairs
+            # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
+            if self.pictures is not None:
+                self.pictures.rewind(state["density_gif"])
+            if self.progress.rows:
+                self._write_metrics()
+        self._begun = True
+        self._started = time.perf_counter() - self.progress.seconds
+
+    def finished(self) -> Evaluation | None:
+        """The evaluation of a restored run that has nothing left to do; None for any other."""
+        path = self.folder / "summary.json"
+        if not (self.progress.epoch >= self.epochs or self._out_of_time()) or not path.exists():
+            return None
+        with belonging_together(self.folder, "resume"):
+            summary = json.loads(path.read_text())
+            if summary["steps"] != self.progress.step:
+                return None
+            figures = {known.name: summary[known.name] for known in fields(Evaluation)}
+            check_arguments(Evaluation, figures)
+            return Evaluation(**figures)
+
+    def fit(self) -> Evaluation:
+        """Train, from the start or from where `restore` went, and return the evaluation of the result.
+
+        Raises:
+            NonFiniteError: a number is not finite; the folder's checkpoint is the last good one.
+            ContractionError: a Lipschitz bound cannot be held.
             Interrupted: a signal came; the folder's checkpoint is of the step that it met.
         """
-        # A run that was stopped before its first checkpoint begins again: it is the same run.
-        if resume and any((self.folder / name).exists() for name in ("checkpoint.pt", "metrics.csv")):
-            self._restore()
-            if self.progress.epoch >= self.epochs:
-                print(f"this run has done its {self.epochs} epochs; a larger trainer.epochs=... trains longer")
-        else:
-            first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
-            self.learner.initialize(first.to(self.device))
-            self._save()
         progress, total = self.progress, self.epochs * self.steps_per_epoch
-        self._started = time.perf_counter() - progress.seconds
-
-        bar = tqdm(total=total, initial=progress.step, unit="step", disable=None, dynamic_ncols=True, leave=False)
-        with bar, Interruption() as interruption:
-            while progress.epoch < self.epochs and not self._out_of_time():
-                self._train_epoch(bar, interruption)
-                headline = self._end_epoch().headline
-                row = progress.rows[-1]
-                bar.set_postfix_str(f"loss {row['loss']:.3f}, {headline}")
-                nll = "" if row["kl"] is None else f"   NLL {row['nll']:.4f}"
-                bar.write(
-                    f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{nll}   "
-                    f"{headline}   {row['seconds']:.0f} s",
-                    file=sys.stdout,
-                )
-                self._stop_if(interruption)
-        return self._finish()
+        with Interruption() as interruption:
+            if not self._begun:
+                first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
+                self.learner.initialize(first.to(self.device))
+                self._save()
+            self._started = time.perf_counter() - progress.seconds
+            with tqdm(
+                total=total, initial=progress.step, unit="step", disable=None, dynamic_ncols=True, leave=False
+            ) as bar:
+                while progress.epoch < self.epochs and not self._out_of_time():
+                    self._train_epoch(bar, interruption)
+                    headline = self._end_epoch().headline
+                    row = progress.rows[-1]
+                    bar.set_postfix_str(f"loss {row['loss']:.3f}, {headline}")
+                    nll = "" if row["kl"] is None else f"   NLL {row['nll']:.4f}"
+                    bar.write(
+                        f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{nll}   "
+                        f"{headline}   {row['seconds']:.0f} s",
+                        file=sys.stdout,
+                    )
+                    self._stop_if(interruption)
+            evaluation = self._finish()
+            self._stop_if(interruption)
+        return evaluation
 
     def _train_epoch(self, bar: tqdm, interruption: Interruption) -> None:
         """Take the steps that are left of the epoch; fewer, if time runs out or a signal comes."""
@@ -156,21 +208,27 @@ class Trainer:
         # The whole epoch's data at once, from the seed and the epoch alone: a resumed epoch has the same.
         generator = _generator(self.seed, progress.epoch + 1)
         data = self.target.sample(self.steps_per_epoch * self.batch_size, generator).to(self.device)
-        began, losses = time.perf_counter(), []
+        began, losses, norms = time.perf_counter(), [], []
         self.learner.flow.train()
         for batch in data.split(self.batch_size)[progress.step_in_epoch :]:
             losses.append(self.learner.backward(batch))
             progress.step += 1
             progress.step_in_epoch += 1
-            if progress.step_in_epoch % every == 0 or progress.step_in_epoch == self.steps_per_epoch:
-                self._check(losses[-every:], batch)
-            self.learner.update(self._rate(progress.step))
+            look = progress.step_in_epoch % every == 0 or progress.step_in_epoch == self.steps_per_epoch
+            if look:
+                self._check_losses(losses[-every:], batch)
+            norms.append(self.learner.update(self._rate(progress.step)))
+            if look:
+                self._check_gradients(norms[-every:])
+            if progress.step_in_epoch % STEPS_BETWEEN_CERTIFICATES == 0:
+                self._hold_contraction()
             bar.update()
             if interruption.number is not None or self._out_of_time():
                 break
         progress.loss_sum += float(torch.stack(losses).double().sum())
         progress.train_seconds += time.perf_counter() - began
         progress.seconds = self._seconds()
+        self._check_weights()
         if interruption.number is not None and progress.step_in_epoch < self.steps_per_epoch:
             self._save()
             self._stop_if(interruption)
@@ -178,27 +236,32 @@ class Trainer:
     def _end_epoch(self) -> Evaluation:
         """Evaluate, write the metrics, draw, and last of all save: a checkpoint vouches for the files before it."""
         progress, learner = self.progress, self.learner
-        learner.converge()
-        evaluation = evaluate(learner.average, self.held_out.part(), self.seed)
+        self._hold_contraction()
+        evaluation = self._evaluate(self.held_out.part())
         progress.epoch += 1
         progress.seconds = self._seconds()
-        figures = asdict(evaluation)
+        figures = asdict(evaluation) | {"lipschitz_in_training": progress.lipschitz}
         del figures["nll_stderr"]  # the same as that of the KL, where there is one
         loss = progress.loss_sum / progress.step_in_epoch
         progress.rows.append(
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
         )
         self._write_metrics()
+        learned = self.grid.density_of(learner.average)
+        save_density(self.folder, progress.epoch, learned)
         if self.pictures is not None:
-            self.pictures.draw(learner.average, progress.epoch, evaluation, progress.seconds)
-            progress.plot_seconds += self._seconds() - progress.seconds
-        progress.step_in_epoch, progress.loss_sum, progress.seconds = 0, 0.0, self._seconds()
+            self.pictures.draw(learner.average, learned, progress.epoch, evaluation, progress.seconds)
+        if self.logger is not None:
+            self.logger.write_epoch(self.folder, progress.rows[-1])
+        progress.plot_seconds += self._seconds() - progress.seconds
+        progress.step_in_epoch, progress.loss_sum, progress.lipschitz = 0, 0.0, 0.0
+        progress.seconds = self._seconds()
         self._save()
         return evaluation
 
     def _finish(self) -> Evaluation:
         """Evaluate on the whole held-out set, and write the summary."""
-        evaluation = evaluate(self.learner.average, self.held_out, self.seed)
+        evaluation = self._evaluate(self.held_out)
         summary = {
             **self.about,
             "parameters": sum(parameter.numel() for parameter in self.learner.flow.parameters()),
@@ -209,6 +272,8 @@ class Trainer:
             "plot_seconds": self.progress.plot_seconds,
             "entropy": self.held_out.entropy,
             **asdict(evaluation),
+            "lipschitz_in_training": max((row["lipschitz_in_training"] for row in self.progress.rows), default=0.0),
+            "power_iterations": self.learner.power_iterations,
         }
         write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
         return evaluation
@@ -222,15 +287,60 @@ class Trainer:
         rise = min(1.0, step / max(1.0, self.warmup * total))
         return rise * (0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0)
 
-    def _check(self, losses: list[Tensor], batch: Tensor) -> None:
-        if torch.isfinite(torch.stack(losses)).all():
+    def _check_losses(self, losses: list[Tensor], batch: Tensor) -> None:
+        if not torch.isfinite(torch.stack(losses)).all():
+            self._stop_not_finite(f"the loss of {self._when(losses)}", diagnose(self.learner.flow, batch))
+
+    def _check_gradients(self, norms: list[Tensor]) -> None:
+        """A loss may be finite where its gradient is not."""
+        if not torch.isfinite(torch.stack(norms)).all():
+            named = ((name, parameter.grad) for name, parameter in self.learner.flow.named_parameters())
+            self._stop_not_finite(f"the gradient of {self._when(norms)}", f"that of {first_not_finite(named)}")
+
+    def _check_weights(self) -> None:
+        named = [*self.learner.flow.named_parameters(), *self.learner.average.named_parameters()]
+        if name := first_not_finite(named):
+            cause = f"{name} left the range of numbers: a lower optimizer.lr may help"
+            self._stop_not_finite(f"a weight after step {self.progress.step}", cause)
+
+    def _when(self, looked_at: list[Tensor]) -> str:
+        step = self.progress.step
+        return f"step {step}" if len(looked_at) == 1 else f"one of the steps {step - len(looked_at) + 1} to {step}"
+
+    def _stop_not_finite(self, what: str, cause: str) -> NoReturn:
+        last = f"the last good checkpoint is {self.folder / 'checkpoint.pt'}"
+        raise NonFiniteError(f"{what} is not finite: {cause}; {last}")
+
+    def _hold_contraction(self) -> None:
+        """See how far power iteration let the Lipschitz bound slip in training; where it broke, repair it."""
+        progress, learner = self.progress, self.learner
+        found = learner.flow.lipschitz() or 0.0  # with the estimated spectral norms that a step divides by
+        progress.lipschitz = max(progress.lipschitz, found)
+        if found < 1:
             return
-        step, flow = self.progress.step, self.learner.flow
-        when = f"step {step}" if len(losses) == 1 else f"one of the steps {step - len(losses) + 1} to {step}"
-        raise NonFiniteLossError(
-            f"the loss of {when} is not finite: {diagnose(flow, batch)}; "
-            f"the last good checkpoint is {self.folder / 'checkpoint.pt'}"
+        if progress.repairs == MOST_REPAIRS:
+            raise ContractionError(
+                f"a block's Lipschitz constant is {found:.4g} at step {progress.step}, and {learner.power_iterations} "
+                f"power iterations a step do not hold it below 1: a lower optimizer.lr may; "
+                f"the last good checkpoint is {self.folder / 'checkpoint.pt'}"
+            )
+        progress.repairs += 1
+        learner.power_iterations = self.power_iterations << progress.repairs
+        learner.converge()
+        tqdm.write(
+            f"step {progress.step}: a block's Lipschitz constant had slipped to {found:.4g} in training; its spectral "
+            f"norms are exact again, and power iterations a step doubled to {learner.power_iterations}",
+            file=sys.stderr,
         )
+
+    def _evaluate(self, held_out: HeldOut) -> Evaluation:
+        """Evaluate the averaged weights, certified: with exact spectral norms, and never without a bound below 1."""
+        self.learner.converge()
+        evaluation = evaluate(self.learner.average, held_out, self.seed)
+        for name, figure in asdict(evaluation).items():
+            if figure is not None and not math.isfinite(figure):
+                self._stop_not_finite(f"{name} after step {self.progress.step}", "the flow leaves the range of numbers")
+        return evaluation
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
@@ -264,21 +374,6 @@ class Trainer:
             "density_gif": 0 if self.pictures is None else self.pictures.gif_length,
         }
         save_checkpoint(self.folder / "checkpoint.pt", state)
-
-    def _restore(self) -> None:
-        state = load_checkpoint(self.folder, "resume")
-        with belonging_together(self.folder, "resume"):
-            self.learner.load_state_dict(state["learner"])
-            self.progress = Progress(**state["progress"])
-            torch.set_rng_state(state["random_state"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in state["random_state"]:
-                torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
-        # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
-        if self.progress.rows:
-            self._write_metrics()
-        if self.pictures is not None:
-            with belonging_together(self.folder, "resume"):
-                self.pictures.rewind(state["density_gif"])
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:

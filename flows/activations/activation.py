@@ -25,6 +25,18 @@ class Activation(nn.Module):
     expansion: ClassVar[int] = 1
     """m, outputs for each input: the layer that follows is m times as wide."""
 
+    c_source: ClassVar[str | None] = None
+    """The same in C, for `flows/chain.c`, which can do more at once than single operations; None to do without.
+
+    Statements that, from `a` and the number `p` that `c_parameter` returns, set for each u < m: `h[u]`, the value;
+    `s[u]`, its derivative by a; `c[u]`, that one's; and, where there is a p, `h_by_p[u]` and `s_by_p[u]`. Numbers are
+    of type `real`; `exponential`, `sigmoid` and `sine_and_cosine` are there. A test holds it to `value_and_derivative`.
+    """
+
+    def c_parameter(self) -> Tensor:
+        """The number `p` of `c_source`, differentiable by the activation's parameters."""
+        return torch.zeros(())
+
     def forward(self, x: Tensor) -> Tensor:
         """Map `x`, shape (..., width), to shape (..., expansion * width), component by component."""
         raise TypeError(f"{type(self).__name__} must define forward")

@@ -18,6 +18,20 @@ class CLipSwish(Activation):
 
     expansion = 2
 
+    c_source = """
+        const real scale = 1 / (1.1 * 1.004);
+        real u = p * a, g = sigmoid(u), gg = g * (1 - g) * scale;
+        real curve = gg * (2 + u * (1 - 2 * g));
+        h[0] = a * g * scale; s[0] = g * scale + u * gg; c[0] = p * curve;
+        h_by_p[0] = a * a * gg; s_by_p[0] = a * curve;
+        /* LipSwish(-a) = LipSwish(a) - a, by the symmetry of the gate. */
+        h[1] = h[0] - a * scale; s[1] = s[0] - scale; c[1] = c[0];
+        h_by_p[1] = h_by_p[0]; s_by_p[1] = s_by_p[0];
+    """
+
+    def c_parameter(self) -> Tensor:
+        return self.lipswish.c_parameter()
+
     def __init__(self) -> None:
         super().__init__()
         self.lipswish: nn.Module = LipSwish()

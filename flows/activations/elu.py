@@ -12,6 +12,13 @@ __all__ = ["ELU"]
 class ELU(Activation):
     r""":math:`\phi(x) = x` for x > 0, :math:`e^x - 1` below (Clevert et al. 2016; the iResNet paper's choice)."""
 
+    c_source = """
+        real e = exponential(a < 0 ? a : 0);
+        h[0] = a < 0 ? e - 1 : a;
+        s[0] = e;
+        c[0] = a < 0 ? e : 0;
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         return functional.elu(x)
 

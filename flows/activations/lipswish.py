@@ -20,6 +20,16 @@ class LipSwish(Activation):
     does not vanish where the slope is largest, so the log-determinant can still be learned there.
     """
 
+    c_source = """
+        real u = p * a, g = sigmoid(u), gg = g * (1 - g) * (real)(1 / 1.1);
+        real curve = gg * (2 + u * (1 - 2 * g));
+        h[0] = a * g * (real)(1 / 1.1); s[0] = g * (real)(1 / 1.1) + u * gg; c[0] = p * curve;
+        h_by_p[0] = a * a * gg; s_by_p[0] = a * curve;
+    """
+
+    def c_parameter(self) -> Tensor:
+        return functional.softplus(self.raw_beta)
+
     def __init__(self) -> None:
         super().__init__()
         self.raw_beta = nn.Parameter(torch.tensor(math.log(math.expm1(1.0))))  # beta = softplus(raw_beta) = 1

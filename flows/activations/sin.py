@@ -11,6 +11,11 @@ __all__ = ["Sin"]
 class Sin(Activation):
     r""":math:`\phi(x) = \sin x`, with :math:`\phi' = \cos x`."""
 
+    c_source = """
+        sine_and_cosine(a, &h[0], &s[0]);
+        c[0] = -h[0];
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.sin(x)
 

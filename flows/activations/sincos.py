@@ -15,6 +15,11 @@ class SinCos(Activation):
     """
 
     expansion = 2
+    c_source = """
+        sine_and_cosine(a, &h[0], &h[1]);
+        s[0] = h[1]; s[1] = -h[0];
+        c[0] = -h[0]; c[1] = -h[1];
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([torch.sin(x), torch.cos(x)], dim=-1)

@@ -12,6 +12,12 @@ __all__ = ["Softplus"]
 class Softplus(Activation):
     r""":math:`\phi(x) = \ln(1 + e^x)`, whose derivative is the logistic sigmoid."""
 
+    c_source = """
+        h[0] = (a < 0 ? 0 : a) + log1p(exponential(a < 0 ? a : -a));
+        s[0] = sigmoid(a);
+        c[0] = s[0] * (1 - s[0]);
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         return functional.softplus(x)
 

@@ -11,6 +11,12 @@ __all__ = ["Tanh"]
 class Tanh(Activation):
     r""":math:`\phi(x) = \tanh x`, with :math:`\phi' = 1 - \phi^2`."""
 
+    c_source = """
+        h[0] = 2 * sigmoid(2 * a) - 1;
+        s[0] = 1 - h[0] * h[0];
+        c[0] = -2 * h[0] * s[0];
+    """
+
     def forward(self, x: Tensor) -> Tensor:
         return torch.tanh(x)
 

@@ -1,0 +1,243 @@
+"""A chain of residual blocks in one call, forward and backward, by a C library that is compiled when first needed.
+
+Blocks on the plane are small: sixteen of them are hundreds of operations, each of which costs more to start than to do,
+and whose results leave the cache before the next one needs them. `chain.c` carries some dozens of samples at a time
+through a whole block. What it computes is `fused.value_and_jacobian` block after block, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from atomic import write_atomically
+from flows.activations import Activation
+
+__all__ = ["ChainWeights", "CompileError", "library", "through_chain"]
+
+SOURCE = Path(__file__).with_name("chain.c")
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
+ROWS = 192  # of a stack of values and tangents: with a layer's weights it stays in a core's cache
+
+
+class CompileError(RuntimeError):
+    """The C library cannot be made here."""
+
+
+@dataclass(frozen=True)
+class ChainWeights:
+    """Everything that a chain of n blocks is computed from.
+
+    Attributes:
+        scale, shift: of the affine map before each block, shape (n, d).
+        weights: of each layer, normalized, shape (n, n_out, n_in).
+        biases: of each layer, shape (n, n_out).
+        parameter: of the activations, shape (n, hidden layers); zeros where they have none.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    weights: Sequence[Tensor]
+    biases: Sequence[Tensor]
+    parameter: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [self.scale, self.shift, self.parameter, *self.weights, *self.biases]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> ChainWeights:
+        """From what `tensors` returned, or from gradients in the same order."""
+        layers = (len(tensors) - 3) // 2
+        return cls(tensors[0], tensors[1], tensors[3 : 3 + layers], tensors[3 + layers :], tensors[2])
+
+
+def through_chain(activation: type[Activation], x: Tensor, chain: ChainWeights) -> tuple[Tensor, Tensor]:
+    """Carry `x`, shape (batch, d), through a chain of n blocks, z -> y + g(y) with y = scale * z + shift.
+
+    Returns:
+        z, shape (batch, d), and the Jacobians of each g, shape (n, batch, d, d). Differentiable once.
+
+    Raises:
+        CompileError: see `library`.
+    """
+    return _Chain.apply(activation, x, *chain.tensors())
+
+
+class _Chain(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: type[Activation], x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+        call = _Call(activation, x, [tensor.detach().contiguous() for tensor in tensors])
+        z, jacobians = call.forward(x, keep=any(ctx.needs_input_grad))
+        ctx.call = call
+        return z, jacobians
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_z: Tensor, by_jacobians: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *ctx.call.backward(by_z, by_jacobians)
+
+
+class _Call:
+    """One pass forward, and what it leaves for the pass backward."""
+
+    def __init__(self, activation: type[Activation], x: Tensor, tensors: list[Tensor]) -> None:
+        self.library, self.tensors = library(activation, x.dtype), tensors
+        self.depth = ChainWeights.of(tensors).parameter.shape[1]
+        self.chain, self._pointers = self._struct(tensors)
+        self.batch, self.d = x.shape
+        # As many threads as torch has, each with whole chunks. Their sums have the same order every time.
+        threads = torch.get_num_threads()
+        self.chunk = max(1, min(ROWS // (1 + self.d), -(-self.batch // threads)))
+        chunks = -(-self.batch // self.chunk)
+        share = -(-chunks // threads) * self.chunk
+        self.shares = [(begin, min(begin + share, self.batch)) for begin in range(0, self.batch, share)]
+
+    def _struct(self, tensors: list[Tensor]) -> tuple[_Struct, Any]:
+        parts = ChainWeights.of(tensors)
+        width, d = parts.weights[0].shape[1:]
+        arrays = [
+            (ctypes.c_void_p * len(group))(*(tensor.data_ptr() for tensor in group))
+            for group in (parts.weights, parts.biases)
+        ]
+        pointers = (parts.scale.data_ptr(), parts.shift.data_ptr(), *(ctypes.addressof(array) for array in arrays))
+        blocks, depth = parts.parameter.shape
+        return _Struct(d, width, depth, blocks, *pointers, parts.parameter.data_ptr()), arrays
+
+    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        blocks = self.chain.blocks
+        self.inputs = x.new_empty(blocks + 1, self.batch, self.d)
+        self.inputs[0] = x
+        jacobians = x.new_empty(blocks, self.batch, self.d, self.d)
+        size = self.library.kept_numbers(ctypes.byref(self.chain), self.batch, self.chunk)
+        self.kept = x.new_empty(size) if keep else None
+        kept = self.kept.data_ptr() if keep and size else None
+        self._in_threads(
+            lambda begin, end, _: self.library.forward(
+                ctypes.byref(self.chain), self.batch, self.chunk, begin, end,
+                self.inputs.data_ptr(), jacobians.data_ptr(), kept,
+            )
+        )  # fmt: skip
+        return self.inputs[-1].clone(), jacobians
+
+    def backward(self, by_z: Tensor, by_jacobians: Tensor) -> list[Tensor]:
+        """The gradients by x and by each of `tensors`."""
+        by_x, by_jacobians = by_z.clone(memory_format=torch.contiguous_format), by_jacobians.contiguous()
+        # Each thread adds up its own samples' gradients: one line of a table, all tensors after another.
+        sizes = [tensor.numel() for tensor in self.tensors]
+        table = by_x.new_zeros(len(self.shares), sum(sizes))
+        lines = [
+            [part.view_as(tensor) for part, tensor in zip(line.split(sizes), self.tensors, strict=True)]
+            for line in table
+        ]
+        gradients = [self._struct(line) for line in lines]
+        self._in_threads(
+            lambda begin, end, number: self.library.backward(
+                ctypes.byref(self.chain), ctypes.byref(gradients[number][0]), self.batch, self.chunk, begin, end,
+                self.inputs.data_ptr(), self.kept.data_ptr(), by_x.data_ptr(), by_jacobians.data_ptr(),
+            )
+        )  # fmt: skip
+        total = lines[0] if len(lines) == 1 else [
+            part.view_as(tensor) for part, tensor in zip(table.sum(0).split(sizes), self.tensors, strict=True)
+        ]  # fmt: skip
+        return [by_x, *total]
+
+    def _in_threads(self, work: Callable[[int, int, int], int]) -> None:
+        """Call `work(begin, end, number)` for every share of the batch, the first in this thread."""
+        others = [_threads().submit(work, *share, number) for number, share in enumerate(self.shares) if number > 0]
+        done = [work(*self.shares[0], 0), *(other.result() for other in others)]
+        if not all(done):
+            raise MemoryError("no memory for a pass through a chain of blocks")
+
+
+class _Struct(ctypes.Structure):
+    """The C struct `Chain`."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("d", "width", "depth", "blocks")),
+        *((name, ctypes.c_void_p) for name in ("scale", "shift", "weight", "bias", "parameter")),
+    ]
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="chain")
+
+
+@functools.cache
+def library(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
+    """The C library for one activation and dtype, compiled unless an earlier run has left it in the user's cache.
+
+    Raises:
+        CompileError: there is no C compiler, it fails, or the activation has no `c_source`.
+    """
+    if activation.c_source is None:
+        raise CompileError(f"the activation {activation.__name__} has no c_source")
+    definitions = [f"-DUNITS={activation.expansion}", f"-DACTIVATION={' '.join(activation.c_source.split())}"]
+    if dtype == torch.float64:
+        definitions.append("-DDOUBLE")
+    compiler = (
+        shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    )
+    if not compiler or not shutil.which(compiler[0]):
+        raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'})")
+    command = [*compiler, *FLAGS, *definitions]
+    key = hashlib.sha256("\0".join([SOURCE.read_text(), *command, _processor()]).encode()).hexdigest()[:32]
+    path = _cache() / f"chain-{key}.so"
+    if not path.exists():
+        _compile(command, path)
+    loaded = ctypes.CDLL(str(path))
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    loaded.kept_numbers.argtypes, loaded.kept_numbers.restype = [pointer, number, ctypes.c_int], number
+    loaded.forward.argtypes = [pointer, number, ctypes.c_int, number, number, pointer, pointer, pointer]
+    loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer]
+    return loaded
+
+
+def _compile(command: list[str], path: Path) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "chain.so"
+        for native in ("-march=native", "-mcpu=native"):  # compilers differ in the name, by processor
+            done = subprocess.run(
+                [*command, native, "-o", str(made), str(SOURCE), "-lm"], capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                write_atomically(path, made.read_bytes())
+                return
+    message = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    raise CompileError(f"{command[0]} fails: {message[0]}")
+
+
+@functools.cache
+def _cache() -> Path:
+    """Where compiled libraries are kept: the user's cache folder, or one of this process where there is none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "residual-flows"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # a home that cannot be written is no reason to compute slowly
+    return Path(tempfile.mkdtemp(prefix="residual-flows-"))
+
+
+def _processor() -> str:
+    """What decides which instructions there are: a cache may be shared by machines that differ."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = [line for line in lines if line.startswith(("flags", "Features"))]
+    return "\0".join([platform.machine(), platform.processor(), *flags[:1]])

@@ -1,0 +1,140 @@
+"""The sheet of a sweep: what its runs have learned, beside what they should have, on one colour scale."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+
+from plots.figure import Window, box, new_figure, pixels, style_axes, write_png
+from plots.gif import write_gif
+from plots.painting import paint_bar, paint_density
+from plots.palette import DENSITY_MAP, density_palette
+from plots.text import draw_text, to_grey_indices
+
+__all__ = ["Panel", "Sheet", "Strip"]
+
+SIDE, GAP, LINE = 170, 12, 13  # pixels: of a panel, between panels, of a line of text
+LEFT, TOP, RIGHT, BOTTOM = 30, 40, 64, 20
+MOST_PANELS = 5  # beside a target, in a line
+LETTERS = 27  # of a line of a panel's title
+MOST_FRAMES, FRAME_MILLISECONDS, LAST_MILLISECONDS = 60, 250, 2000
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One run.
+
+    Attributes:
+        words: what sets the run apart.
+        note: the last line of its title, such as its KL.
+        densities: what it has learned by the end of each epoch, each on the grid of the target; maybe none.
+    """
+
+    words: list[str]
+    note: str
+    densities: list[np.ndarray]
+
+    @property
+    def title(self) -> str:
+        lines = [""]
+        for word in self.words:
+            if len(lines[-1]) + len(word) > LETTERS and lines[-1]:
+                lines.append("")
+            lines[-1] = f"{lines[-1]} {word}".strip()
+        return "\n".join([*filter(None, lines), self.note])
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A target, per unit area on a grid, shape (rows, columns), the lowest y first, and the runs that learn it."""
+
+    title: str
+    target: np.ndarray
+    window: Window
+    panels: list[Panel]
+
+
+class Sheet:
+    """A strip for each target: the target first, then its runs.
+
+    Every density is shown as a share of its target's highest: so one colour scale serves all.
+    """
+
+    def __init__(self, strips: list[Strip], title: str) -> None:
+        most = max(len(strip.panels) for strip in strips)
+        columns = 1 + math.ceil(most / math.ceil(most / MOST_PANELS))  # lines as equal as can be
+        head = LINE * (1 + max(panel.title.count("\n") for strip in strips for panel in strip.panels)) + 8
+        places = []  # strip, panel or None for the target, column, row
+        row = 0
+        for strip in strips:
+            places.append((strip, None, 0, row))
+            for index, panel in enumerate(strip.panels):
+                places.append((strip, panel, 1 + index % (columns - 1), row + index // (columns - 1)))
+            row += -(-len(strip.panels) // (columns - 1))
+        self.width = LEFT + columns * (SIDE + GAP) + RIGHT
+        self.height = TOP + row * (SIDE + head + GAP) + BOTTOM
+        self.figure = new_figure(self.width, self.height)
+        self.images: list[tuple[Axes, Strip, Panel]] = []
+        self.targets: list[tuple[Axes, Strip]] = []
+        for strip, panel, column, line in places:
+            top = TOP + line * (SIDE + head + GAP) + head
+            axes = self._axes(LEFT + column * (SIDE + GAP), top, SIDE, SIDE)
+            style_axes(axes, strip.window, "")
+            axes.set_title(strip.title if panel is None else panel.title, fontsize=8, pad=4)
+            if panel is None:
+                self.targets.append((axes, strip))
+                continue
+            axes.set(xticks=[], yticks=[])
+            if panel.densities:
+                self.images.append((axes, strip, panel))
+            else:
+                axes.text(0.5, 0.5, "no epoch", fontsize=9, ha="center", va="center", transform=axes.transAxes)
+        self.bar = self._axes(LEFT + columns * (SIDE + GAP) + 4, TOP + head, 11, SIDE)
+        scale = self.figure.colorbar(ScalarMappable(cmap=DENSITY_MAP), cax=self.bar)
+        scale.set_label("share of the target's highest density", fontsize=7, labelpad=3)
+        self.bar.tick_params(labelsize=7, length=2, pad=2)
+        scale.outline.set(linewidth=0.4)
+        self.figure.text(LEFT / self.width, 1 - 20 / self.height, title, fontsize=11, va="center")
+
+    def _axes(self, left: int, top: int, width: int, height: int) -> Axes:
+        bottom = self.height - top - height
+        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
+
+    def save_png(self, path: Path) -> None:
+        """Write the last density of each run."""
+        shown = [(axes, strip, strip.target) for axes, strip in self.targets]
+        shown += [(axes, strip, panel.densities[-1]) for axes, strip, panel in self.images]
+        drawn = []
+        for axes, strip, density in shown:
+            share = np.nan_to_num(density / strip.target.max(), nan=0.0, posinf=1.0)
+            extent = (*strip.window[0], *strip.window[1])
+            drawn.append(axes.imshow(share, origin="lower", extent=extent, vmin=0, vmax=1, cmap=DENSITY_MAP))
+        write_png(path, pixels(self.figure))
+        for image in drawn:
+            image.remove()
+
+    def save_gif(self, path: Path) -> None:
+        """Write the densities epoch by epoch; a run that has had its last stays at it."""
+        write_gif(path, density_palette(), self._frames())
+
+    def _frames(self) -> Iterator[tuple[np.ndarray, int]]:
+        canvas = to_grey_indices(pixels(self.figure))
+        paint_bar(canvas, box(self.bar))
+        for axes, strip in self.targets:
+            paint_density(canvas, box(axes), strip.target / strip.target.max())
+        boxes = [box(axes) for axes, _, _ in self.images]
+        last = max((len(panel.densities) for _, _, panel in self.images), default=1) - 1
+        for epoch in np.unique(np.linspace(0, last, MOST_FRAMES).round().astype(int)):
+            for where, (_, strip, panel) in zip(boxes, self.images):
+                density = panel.densities[min(epoch, len(panel.densities) - 1)]
+                paint_density(canvas, where, density / strip.target.max())
+            right = self.width - RIGHT
+            draw_text(canvas, (right, 20), f"epoch {epoch + 1} of {last + 1}", size=13, anchor="rm",
+                      clear=(right - 140, 6, right + 1, 34))  # fmt: skip
+            yield canvas.copy(), LAST_MILLISECONDS if epoch == last else FRAME_MILLISECONDS

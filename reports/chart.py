@@ -1,0 +1,110 @@
+"""Line charts as SVG text, coloured by the page's style sheet, so that they follow its light and dark."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+__all__ = ["COLORS", "Series", "chart"]
+
+COLORS = 8  # of the style sheet; more series than that are dashed as well
+DASHES = ("", "7 3", "2 3", "9 3 2 3")
+WIDTH, HEIGHT = 520, 250
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line.
+
+    Attributes:
+        name: shown where the pointer is.
+        index: of its colour, and of the row of the table that it belongs to.
+        x, y: its points; those that are not finite are left out.
+    """
+
+    name: str
+    index: int
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool = False) -> str:
+    """A figure with a title and one line for each of `series`.
+
+    Args:
+        logarithmic: the vertical axis, where all values are above zero; otherwise it is linear all the same.
+    """
+    lines = [
+        (line, [(x, y) for x, y in zip(line.x, line.y) if math.isfinite(x) and math.isfinite(y)]) for line in series
+    ]
+    points = [point for _, line in lines for point in line]
+    if not points:
+        return f"<figure><figcaption>{html.escape(title)}</figcaption><p>no values</p></figure>"
+    logarithmic = logarithmic and all(y > 0 for _, y in points)
+    scale = math.log10 if logarithmic else float
+    x_ticks = _ticks(0.0, max(x for x, _ in points))
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    y_ticks = _log_ticks(low, high) if logarithmic else _ticks(low, high)
+    left, right = min(0.0, x_ticks[0]), max(max(x for x, _ in points), x_ticks[-1])
+    bottom, top = scale(min(low, y_ticks[0])), scale(max(high, y_ticks[-1]))
+
+    def across(x: float) -> float:
+        return LEFT + (x - left) / (right - left) * (WIDTH - LEFT - RIGHT)
+
+    def down(y: float) -> float:
+        return HEIGHT - BOTTOM - (scale(y) - bottom) / (top - bottom) * (HEIGHT - TOP - BOTTOM)
+
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)} against {x_label}">']
+    for tick in y_ticks:
+        parts.append(f'<path class="grid" d="M{LEFT} {down(tick):.1f}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{down(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for tick in x_ticks:
+        parts.append(f'<path class="tick" d="M{across(tick):.1f} {HEIGHT - BOTTOM}v4"/>')
+        parts.append(
+            f'<text x="{across(tick):.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{_number(tick)}</text>'
+        )
+    parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    parts.append(
+        f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>'
+    )
+    for line, found in lines:
+        where = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in found)
+        values = " ".join(f"{x:.6g},{y:.6g}" for x, y in found)
+        dash = DASHES[line.index // COLORS % len(DASHES)]
+        parts.append(
+            f'<polyline class="line" style="--color: var(--c{line.index % COLORS})" stroke-dasharray="{dash}" '
+            f'data-index="{line.index}" data-name="{html.escape(line.name)}" data-values="{values}" points="{where}"/>'
+        )
+    return f"<figure><figcaption>{html.escape(title)}</figcaption>{''.join(parts)}</svg></figure>"
+
+
+def _ticks(low: float, high: float, n: int = 5) -> list[float]:
+    """Round numbers that hold `low` and `high` between them."""
+    if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):  # a constant: a little room around it
+        room = 0.05 * abs(high) or 1.0
+        low, high = low - room, high + room
+    rough = (high - low) / n
+    unit = 10 ** math.floor(math.log10(rough))
+    step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough * 0.999)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [index * step for index in range(first, last + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten, with 2 and 5 between them where there are few."""
+    if high < 3 * low:
+        return [tick for tick in _ticks(low, high) if tick > 0]
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    factors = (1, 2, 5) if last - first < 4 else (1,)
+    ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+    below, above = [t for t in ticks if t <= low * 1.001], [t for t in ticks if t >= high * 0.999]
+    return [t for t in ticks if below[-1] <= t <= above[0]] if below[-1] < above[0] else [below[-1], 10 * below[-1]]
+
+
+def _number(value: float) -> str:
+    text = f"{value:.6g}"
+    return "0" if float(text) == 0 else text.replace("-", "−")

@@ -1,0 +1,149 @@
+"""The compiled chain of blocks is the chain of blocks, to rounding."""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from flows import ResidualFlow
+from flows.activations import activation_names
+from flows.activations.tanh import Tanh
+from flows.chain import CompileError, library
+from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
+from flows.standardize import Standardize
+
+CPU = torch.device("cpu")
+
+
+def compiled_copy(flow: ResidualFlow) -> ResidualFlow:
+    twin = copy.deepcopy(flow)
+    if reason := twin.compile_for(CPU):
+        pytest.skip(reason)
+    return twin
+
+
+def make(estimator: LogDetEstimator, dimensions: int = 2, **settings: object) -> tuple[ResidualFlow, Tensor]:
+    torch.manual_seed(0)
+    flow = ResidualFlow(dimensions, estimator, **{"blocks": 3, "width": 20, "coeff": 0.97, **settings}).double()
+    for parameter in flow.parameters():  # away from every value at which something cancels
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    x = 1.5 * torch.randn(150, dimensions, dtype=torch.float64)
+    flow.initialize(x)
+    return flow.train(), x
+
+
+def value_and_gradients(flow: ResidualFlow, x: Tensor) -> list[Tensor]:
+    torch.manual_seed(1)
+    x = x.clone().requires_grad_()
+    log_prob = flow.log_prob(x)
+    return [log_prob, *torch.autograd.grad(log_prob.square().mean(), [x, *flow.parameters()])]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("depth", [1, 2, 3])
+@pytest.mark.parametrize("dimensions", [1, 2, 5])
+@pytest.mark.parametrize("activation", activation_names())
+def test_value_and_every_gradient(activation: str, dimensions: int, depth: int, threads: int) -> None:
+    flow, x = make(Exact(), dimensions, depth=depth, activation=activation)
+    torch.set_num_threads(threads)
+    for compiled, plain in zip(value_and_gradients(compiled_copy(flow), x), value_and_gradients(flow, x), strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("width", [1, 8, 33])
+@pytest.mark.parametrize("batch", [1, 7, 64, 65])
+def test_any_width_and_batch(width: int, batch: int) -> None:
+    flow, x = make(Exact(), width=width, actnorm=False, activation="sincos")
+    twin, x = compiled_copy(flow), x[:batch]
+    for compiled, plain in zip(value_and_gradients(twin, x), value_and_gradients(flow, x), strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-12)
+
+
+ESTIMATORS = [Truncated(3), RussianRoulette(memory="standard"), RussianRoulette(share="batch")]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_same_noise_gives_the_same_estimate(estimator: LogDetEstimator) -> None:
+    flow, x = make(estimator)
+    twin, weight = compiled_copy(flow), torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+    found = []
+    for each in (twin, flow):
+        torch.manual_seed(2)
+        log_prob = each.log_prob(x)
+        found.append([log_prob, *torch.autograd.grad(log_prob, each.parameters(), weight)])
+    for compiled, plain in zip(*found, strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-12)
+
+
+def test_float32_is_as_close_as_it_can_be() -> None:
+    flow, x = make(Exact(), activation="lipswish", width=64)
+    exact = value_and_gradients(flow, x)
+    found = value_and_gradients(compiled_copy(flow.float()), x.float())
+    for single, double in zip(found, exact, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=2e-5 * float(double.detach().abs().max()))
+
+
+def test_evaluation_is_exact_and_differentiable_as_ever() -> None:
+    flow, x = make(RussianRoulette())
+    twin = compiled_copy(flow).eval()
+    flow.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(twin.log_prob(x), flow.log_prob(x), rtol=1e-12, atol=1e-12)
+    x.requires_grad_()
+    (score,) = torch.autograd.grad(twin.log_prob(x).sum(), x, create_graph=True)
+    torch.autograd.grad(score.sum(), x)  # twice, which the compiled chain is not
+
+
+@pytest.mark.parametrize("actnorm", [False, True])
+@pytest.mark.parametrize("jacobian", ["dense", "vjp"])
+def test_a_standardize_before_all_is_counted(actnorm: bool, jacobian: str) -> None:
+    """Compiled or not, in training and in evaluation, the flow is that of its bijections one after another."""
+    flow, x = make(Exact(jacobian=jacobian), actnorm=actnorm)
+    standardize = Standardize(2).double()
+    standardize.load_state_dict({"mean": torch.tensor([50.0, -3000.0]), "std": torch.tensor([2.0, 200.0])})
+    with torch.no_grad():
+        expected = flow.log_prob(x) - math.log(2.0 * 200.0)
+    y = standardize.inverse(x)[0]
+    flow.bijections.insert(0, standardize)
+    for each in (flow, compiled_copy(flow)):
+        with torch.no_grad():
+            torch.testing.assert_close(each.train().log_prob(y), expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(each.eval().log_prob(y), expected, rtol=1e-9, atol=1e-9)
+    flow.train()
+    for compiled, plain in zip(value_and_gradients(compiled_copy(flow), y), value_and_gradients(flow, y), strict=True):
+        torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-10)
+
+
+def test_not_finite_stays_not_finite() -> None:
+    flow, x = make(Exact(), activation="lipswish")
+    twin = compiled_copy(flow)
+    x[3, 0] = torch.nan
+    assert torch.isfinite(twin.log_prob(x)).logical_not().nonzero().flatten().tolist() == [3]
+
+
+class Fails(Tanh):
+    c_source = "this is no C"
+
+
+class Without(Tanh):
+    c_source = None
+
+
+def test_where_nothing_can_be_compiled_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(CompileError, match="Without has no c_source"):
+        library(Without, torch.float32)
+    monkeypatch.setenv("CC", "false")
+    with pytest.raises(CompileError, match="false fails: exit status 1"):
+        library(Fails, torch.float32)
+    monkeypatch.setenv("CC", "/there/is/none")
+    with pytest.raises(CompileError, match="there is no C compiler"):
+        library(Fails, torch.float32)
+    flow = ResidualFlow(2, Exact(), blocks=1, width=3, activation="softplus")
+    library.cache_clear()
+    assert "there is no C compiler" in flow.compile_for(CPU)
+    assert not flow.compiled

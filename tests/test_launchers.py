@@ -1,0 +1,149 @@
+"""Sweeps by the extras: on the cores of a machine, in a cluster, and as a search."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT, TINY, Result, start
+
+SHORT = (*TINY, "trainer.plots=false")
+
+
+def needs(name: str) -> pytest.MarkDecorator:
+    missing = importlib.util.find_spec(name) is None
+    return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install -r requirements-sweeps.txt")
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    with open(sweep / "summary.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@needs("joblib")
+def test_cores_share_the_threads_and_a_failed_run_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    # What diverges: a peak learning rate that no float survives.
+    arguments = (
+        "-m",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+        *SHORT,
+        "optimizer=adam",
+        "optimizer.lr=1e-3,1e38",
+    )
+    process = start("train", *arguments, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 1, err
+    assert "Traceback" not in err
+    assert "Warning" not in err
+    good, bad = table(tmp_path / "sweep")
+    assert (good["number"], good["error"], bad["number"]) == ("0", "", "1")
+    assert "not finite" in bad["error"]
+    assert (tmp_path / "sweep" / "report.html").exists()
+
+
+@needs("joblib")
+def test_cores_stopped_go_on(tmp_path: Path) -> None:
+    arguments = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", *SHORT, "trainer.epochs=400", "seed=0,1")
+    process = start("train", *arguments, "hydra.sweep.dir=sweep", cwd=tmp_path)
+    while len(list((tmp_path / "sweep").glob("*/checkpoint.pt"))) < 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert f"go on with: python train.py -m resume={tmp_path}/sweep" in err
+    assert all((tmp_path / "sweep" / name / "config.yaml").exists() for name in "01")
+
+
+@needs("optuna")
+def test_a_search_counts_failed_trials_and_is_retraced(run: Callable[..., Result], tmp_path: Path) -> None:
+    search = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "optimizer.lr=tag(log,interval(1e-3,1e-1))")
+    settings = (*SHORT, "trainer.epochs=1", "optimizer=adam", "optimizer.beta1=0.9,0.5", "hydra.sweep.dir=sweep")
+    result = run("train", "-m", *search, *settings)
+    assert result.status == 0, result.err
+    rows = sorted(table(tmp_path / "sweep"), key=lambda row: int(row["number"]))
+    assert len(rows) == 4
+    assert len({row["overrides"] for row in rows}) == 4
+    # As if the last two had never been, and the one before them had failed.
+    for number in (2, 3):
+        for name in ("row.json", "config.yaml", "summary.json"):
+            (tmp_path / "sweep" / str(number) / name).unlink()
+    row = tmp_path / "sweep" / "1" / "row.json"
+    row.write_text(json.dumps({**json.loads(row.read_text()), "figures": {}, "error": "it failed"}))
+    result = run("train", "-m", "resume=sweep")
+    assert result.status == 1, result.err
+    again = sorted(table(tmp_path / "sweep"), key=lambda row: int(row["number"]))
+    assert again[0]["kl"] == rows[0]["kl"]
+    assert again[1]["error"] == "it failed"
+    assert all(row["kl"] for row in again[2:])
+
+
+@needs("submitit")
+def test_processes_of_submitit(tmp_path: Path) -> None:
+    arguments = ("-m", "hydra/launcher=submitit_local", *SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep")
+    process = start("train", *arguments, cwd=tmp_path)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert [row["threads"] for row in table(tmp_path / "sweep")] == ["1", "1"]
+
+
+@needs("submitit")
+def test_slurm(tmp_path: Path) -> None:
+    """A sweep in a real cluster, of this one machine."""
+    arguments = ("hydra/launcher=submitit_slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.mem_gb=1")
+    command = [sys.executable, str(PROJECT / "train.py"), "-m", *arguments, *SHORT, "seed=0,1", "hydra.sweep.dir=sweep"]
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    done = subprocess.run(
+        ["sh", str(PROJECT / "tests" / "slurm.sh"), *command],
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    if done.returncode == 77:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    assert [row["threads"] for row in table(tmp_path / "sweep")] == ["1", "1"]
+    assert (tmp_path / "sweep" / "sheet.png").exists()
+
+
+def test_an_extra_that_is_not_installed_is_named(
+    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    result = run("train", *TINY, "logger=tensorboard")
+    assert result.status == 2
+    assert result.err.startswith("train.py: logger accepts tensorboard where it is installed: pip install -r")
+    monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_joblib_launcher.joblib_launcher", None)
+    result = run("train", "-m", *TINY, "hydra/launcher=joblib")
+    assert result.status == 2
+    assert "hydra/launcher accepts what is installed (the extras: pip install -r requirements-sweeps.txt" in result.err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="TensorBoard is not installed")
+def test_tensorboard_has_scalars_figures_and_settings(run: Callable[..., Result], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = tmp_path / "run"
+    assert run("train", *TINY, "trainer.epochs=1", "logger=tensorboard", folder=folder).status == 0
+    result = run("train", f"resume={folder}", "trainer.epochs=2")
+    assert result.status == 0, result.err
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    for key in ("kl", "nll", "lipschitz", "logdet_std"):
+        found = [(event.step, event.value) for event in events.Scalars(key)]
+        rows = [(int(row["step"]), float(row[key])) for row in Result(0, "", "", folder).rows]
+        assert [step for step, _ in found] == [5, 10]
+        assert [value for _, value in found] == pytest.approx([value for _, value in rows], rel=1e-5)
+    assert [event.step for event in events.Images("epoch")] == [5, 10]
+    assert "_hparams_/session_start_info" in events.summary_metadata

@@ -1,0 +1,251 @@
+"""What a run that cannot go on leaves behind, and that it goes on from there: full disks, folders that vanish."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pty
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests import kills
+from tests.conftest import PROJECT, TINY, Result, start
+from training.evaluation import log_prob
+from training.run_folder import load_run
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("whole") / "run"
+
+
+@pytest.fixture
+def whole(run: Run, made_once: Path, tmp_path: Path) -> Result:
+    """A run that nothing stopped, in a folder of its own."""
+    if not made_once.exists():
+        result = run("train", *TINY, folder=made_once)
+        assert result.status == 0, result.err
+    return Result(0, "", "", Path(shutil.copytree(made_once, tmp_path / "whole")))
+
+
+@pytest.fixture
+def largest_file() -> Iterator[Callable[[int], None]]:
+    """`largest_file(n)` lets the system refuse to write files of more than n bytes, as a full disk would."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda n: resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def is_one_line_of(result: Result, *words: str) -> None:
+    assert result.status == 1, result.err
+    (line,) = result.err.strip().splitlines()
+    for word in words:
+        assert word in line
+
+
+# The files of a tiny run in KB: settings 1.3, checkpoint 20 to 42, density.gif 42, figure 150, transport.gif 517.
+@pytest.mark.parametrize("kilobytes", [1, 8, 200])
+def test_where_nothing_more_can_be_written(
+    run: Run, whole: Result, tmp_path: Path, largest_file: Callable[[int], None], kilobytes: int
+) -> None:
+    folder = tmp_path / "full"
+    largest_file(kilobytes * 1000)
+    result = run("train", *TINY, folder=folder)
+    largest_file(resource.RLIM_INFINITY)
+    is_one_line_of(result, "File too large", str(folder))
+    assert not list(folder.rglob(".*.tmp"))
+    kills.read_all(folder)
+    again = ("train", f"resume={folder}")
+    if kilobytes == 1:  # not even the settings
+        assert list(folder.iterdir()) == [folder / "plots"]
+        again = ("train", *TINY, f"hydra.run.dir={folder}")
+    else:
+        assert f"go on with: python train.py resume={folder}" in result.err
+    assert run(*again).status == 0
+    assert kills.end(folder) == kills.end(whole.folder)
+
+
+# Settings, checkpoint, metrics, figure, density.gif, transport.gif, checkpoint: the file and its folder each. Then
+# metrics and figure again; 19 and 20 are a frame behind the trailer of density.gif, and the byte that makes it count.
+@pytest.mark.parametrize("sync", [2, 3, 5, 9, 19, 20])
+def test_where_the_disk_is_full_at_any_write(
+    run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: int
+) -> None:
+    folder, synced, fsync = tmp_path / "full", [], os.fsync
+
+    def fail_once(handle: int) -> None:
+        synced.append(handle)
+        if len(synced) == sync:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", fail_once)
+    result = run("train", *TINY, folder=folder)
+    is_one_line_of(result, "No space left on device", f"go on with: python train.py resume={folder}")
+    kills.read_all(folder)
+    assert run("train", f"resume={folder}").status == 0
+    assert kills.end(folder) == kills.end(whole.folder)
+
+
+def test_a_folder_that_vanishes(run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from training.pictures import Pictures
+
+    folder, draw = tmp_path / "run", Pictures.draw
+
+    def draw_nowhere(self: Pictures, *arguments: object) -> None:
+        shutil.rmtree(folder / "plots")
+        draw(self, *arguments)
+
+    monkeypatch.setattr(Pictures, "draw", draw_nowhere)
+    result = run("train", *TINY, folder=folder)
+    is_one_line_of(result, "No such file or directory", str(folder / "plots" / "epoch_0001.png"))
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert run("train", f"resume={folder}").status == 0
+    assert kills.end(folder) == kills.end(whole.folder)
+
+
+def test_what_killed_processes_left_is_cleared_away(run: Run, whole: Result) -> None:
+    for name in (".checkpoint.pt.tmp", "plots/.epoch_0002.png.tmp"):
+        (whole.folder / name).write_bytes(b"half a")
+    assert run("train", f"resume={whole.folder}", "trainer.epochs=3").status == 0
+    assert not list(whole.folder.rglob(".*"))
+
+
+def test_a_finished_run_is_left_as_it_is(run: Run, whole: Result) -> None:
+    before = {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()}
+    for settings in ((), ("trainer.epochs=1",), ("trainer.max_seconds=1e-6",)):
+        result = run("train", f"resume={whole.folder}", *settings)
+        assert result.status == 0
+        assert "this run is finished and stays as it is" in result.out
+        assert f"KL {whole.summary['kl']:.4f}" in result.out
+    assert {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_summary_of_fewer_steps_is_not_the_end(run: Run, whole: Result) -> None:
+    """As of a run that was trained longer, and killed between its last checkpoint and its summary."""
+    early = (whole.folder / "summary.json").read_bytes()
+    run("train", f"resume={whole.folder}", "trainer.epochs=3")
+    expected = kills.end(whole.folder)
+    (whole.folder / "summary.json").write_bytes(early)
+    result = run("train", f"resume={whole.folder}")
+    assert "finished" not in result.out
+    assert kills.end(whole.folder) == expected
+
+
+def test_what_differs_is_said(run: Run, whole: Result) -> None:
+    result = run("train", f"resume={whole.folder}", "flow.blocks=3", "seed=0", "data=rings", "trainer.epochs=4")
+    assert result.status == 2
+    assert "other than device, trainer.epochs, trainer.max_seconds; got flow.blocks=3 (2 in the run), data=rings" in (
+        result.err
+    )
+    result = run("train", f"resume={whole.folder}", "flow.blocks=2", "trainer.epochs=3")
+    assert result.status == 0, result.err
+    assert "resuming with trainer.epochs=3, which was 2\n" in result.out
+    result = run("train", f"resume={whole.folder}", "flow.blokcs=2")
+    assert "did you mean 'flow.blocks'" in result.err
+
+
+def test_a_refused_resume_changes_nothing(run: Run, whole: Result) -> None:
+    state = whole.checkpoint
+    state["learner"]["flow"].popitem()
+    torch.save(state, whole.folder / "checkpoint.pt")
+    before = {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()}
+    result = run("train", f"resume={whole.folder}", "trainer.epochs=5")
+    assert result.status == 2
+    assert "resume accepts a folder whose files are all of one run" in result.err
+    assert {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()} == before
+
+
+def test_sampling_while_training_is_of_a_certified_flow(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint in the middle of an epoch holds estimates of the spectral norms; a sample is of exact ones."""
+    from training.trainer import Trainer
+
+    folder, seen = tmp_path / "run", []
+    train_epoch = Trainer._train_epoch
+
+    def train_save_and_sample(self: Trainer, *arguments: object) -> None:
+        train_epoch(self, *arguments)
+        self._save()
+        with torch.random.fork_rng():  # in truth another process
+            flow = load_run(folder).flow
+        seen.append(max(flow.lipschitz_constants()))
+        x = flow.sample(100, torch.Generator().manual_seed(0))
+        assert torch.isfinite(log_prob(flow, x)).all()
+
+    settings = (*TINY, "trainer.plots=false", "trainer.power_iterations=1", "optimizer.lr=0.5")
+    plain = run("train", *settings, folder=tmp_path / "plain")
+    monkeypatch.setattr(Trainer, "_train_epoch", train_save_and_sample)
+    watched = run("train", *settings, folder=folder)
+    assert watched.status == 0, watched.err
+    assert len(seen) == 2
+    assert max(seen) < 0.99**3 + 1e-5
+    assert watched.rows == plain.rows  # and to be watched changes nothing
+
+
+def test_a_reader_who_leaves_stops_the_run_in_one_line(run: Run, whole: Result, tmp_path: Path) -> None:
+    """As of `python train.py | head -1`."""
+    folder = tmp_path / "unread"
+    process = start("train", *TINY, f"hydra.run.dir={folder}", cwd=tmp_path)
+    process.stdout.close()
+    (line,) = process.stderr.read().splitlines()
+    assert process.wait() == 1
+    assert "Broken pipe" in line
+    assert f"go on with: python train.py resume={folder}" in line
+    assert run("train", f"resume={folder}").status == 0
+    assert kills.end(folder) == kills.end(whole.folder)
+
+
+def test_a_terminal_changes_nothing(run: Run, whole: Result, tmp_path: Path) -> None:
+    folder, (leader, follower) = tmp_path / "terminal", pty.openpty()
+    command = [sys.executable, str(PROJECT / "train.py"), *TINY, f"hydra.run.dir={folder}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    process = subprocess.Popen(command, stdout=follower, stderr=follower, env=environment)
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(leader, 65536)
+        except OSError:  # the end of a terminal
+            break
+    assert process.wait() == 0
+    assert b"step/s" in shown  # it did draw its bar
+    assert kills.end(folder) == kills.end(whole.folder)
+
+
+def test_a_sweep_changes_nothing(run: Run, tmp_path: Path) -> None:
+    settings = (*TINY, "trainer.plots=false", "trainer.epochs=1")
+    result = run("train", "-m", *settings, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
+    assert result.status == 0, result.err
+    alone, swept = run("train", *settings, "seed=1", folder=tmp_path / "alone"), Result(0, "", "", tmp_path / "sweep/1")
+    assert swept.rows == alone.rows
+    assert swept.summary["config_sha256"] == alone.summary["config_sha256"]
+    for name, weight in alone.checkpoint["learner"]["average"].items():
+        assert torch.equal(swept.checkpoint["learner"]["average"][name], weight)
+
+
+def test_a_summary_says_what_it_was_made_with(whole: Result) -> None:
+    summary = whole.summary
+    assert (summary["torch"], summary["numpy"]) == (torch.__version__, np.__version__)
+    assert summary["python"] == ".".join(map(str, sys.version_info[:3]))
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert summary["git_commit"] == (git.stdout.strip() if git.returncode == 0 else None)
+    assert isinstance(summary["git_dirty"], bool)
+    assert (summary["threads"], summary["device"]) == (1, "cpu")
+    assert len(summary["config_sha256"]) == 64

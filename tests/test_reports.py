@@ -1,0 +1,134 @@
+"""Reports: one file that loads nothing, and reads well in a real browser."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reports.chart import HEIGHT, WIDTH, Series, chart
+from tests.conftest import TINY, Result
+from training.configuration import load_config
+from training.defaults import changed_settings
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class TestChart:
+    def points(self, text: str) -> list[list[tuple[float, ...]]]:
+        lines = re.findall(r' points="([^"]*)"', text)
+        return [[tuple(map(float, point.split(","))) for point in line.split()] for line in lines]
+
+    def test_draws_each_series_inside_the_picture(self) -> None:
+        text = chart("a", "step", [Series("x", 0, [1, 2, 3], [5.0, 7.0, 6.0]), Series("y", 9, [1, 4], [-1.0, 2.0])])
+        first, second = self.points(text)
+        assert all(0 <= x <= WIDTH and 0 <= y <= HEIGHT for x, y in first + second)
+        assert first[1][1] < first[2][1] < first[0][1] < second[1][1]  # higher values are further up
+        assert [x for x, _ in first] == sorted(x for x, _ in first)
+        assert 'stroke-dasharray=""' in text
+        assert 'stroke-dasharray="7 3"' in text
+
+    def test_a_logarithmic_axis_makes_equal_ratios_equal_steps(self) -> None:
+        ((_, a), (_, b), (_, c)) = self.points(chart("a", "step", [Series("", 0, [1, 2, 3], [1.0, 0.1, 0.01])], True))[
+            0
+        ]
+        assert b - a == pytest.approx(c - b, abs=0.2)
+
+    @pytest.mark.parametrize("values", [[0.0, 0.0], [3.0, 3.0], [1e-7, 2e-7], [-1.0, 5.0], [1e6, 2e6], [0.97, 0.971]])
+    @pytest.mark.parametrize("logarithmic", [True, False])
+    def test_any_values_have_an_axis(self, values: list[float], logarithmic: bool) -> None:
+        text = chart("a", "step", [Series("", 0, [10, 20], values)], logarithmic)
+        (line,) = self.points(text)
+        assert all(0 <= y <= HEIGHT for _, y in line)
+        assert 2 <= text.count('class="grid"') <= 14
+
+    def test_what_is_not_finite_is_left_out(self) -> None:
+        (line,) = self.points(chart("a", "step", [Series("", 0, [1, 2, 3], [1.0, float("nan"), 2.0])]))
+        assert len(line) == 2
+        assert "no values" in chart("a", "step", [Series("", 0, [1], [float("nan")])])
+
+    def test_names_are_text(self) -> None:
+        assert "<b>" not in chart("<b>", "step", [Series('<b>"', 0, [1, 2], [1.0, 2.0])])
+
+
+def test_changed_settings_are_those_that_differ_from_what_was_chosen(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    choices = ("flow=iresnet", "optimizer=adam", "optimizer.lr=7e-3", "flow.width=64", "seed=2", "flow.coeff=0.9")
+    run("train", *choices, *TINY[-1:], "trainer.epochs=1", "trainer.steps_per_epoch=1", folder=tmp_path / "run")
+    assert changed_settings(load_config(tmp_path / "run", "run")) == {
+        "flow": ("iresnet", "resflow"),
+        "optimizer": ("adam", "muon"),
+        "seed": (2, 0),
+        "device": ("cpu", "auto"),
+        "flow.coeff": (0.9, 0.97),
+        "trainer.epochs": (1, 10),
+        "trainer.steps_per_epoch": (1, 120),
+    }
+
+
+@pytest.fixture
+def sweep(run: Callable[..., Result], tmp_path: Path) -> Path:
+    settings = (*TINY, "flow=iresnet,resflow", "data=moons,rings", "hydra.sweep.dir=sweep")
+    assert run("train", "-m", *settings).status == 0
+    return tmp_path / "sweep"
+
+
+def look(page: Path, width: int, script: str, *flags: str) -> dict:
+    """Open `page` in a browser of this width, and return what `script` fills the object `seen` with, once loaded."""
+    probe = page.with_name("probe.html")
+    watcher = (
+        "<script>addEventListener('load', () => { const seen = {loaded: performance.now(), width: innerWidth, "
+        "wide: document.documentElement.scrollWidth, broken: [...document.images].filter(i => !i.naturalWidth).length};"
+        f"{script}; document.title = JSON.stringify(seen); }})</script>"
+    )
+    probe.write_text(page.read_text().replace("</body>", f"{watcher}</body>"))
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000", *flags]
+    done = subprocess.run(
+        [*command, "--dump-dom", probe.as_uri()], capture_output=True, text=True, timeout=60, check=False
+    )
+    probe.unlink()
+    return json.loads(html.unescape(re.search("<title>(.*?)</title>", done.stdout).group(1)))
+
+
+def test_reports_load_nothing(sweep: Path) -> None:
+    pages = [sweep / "report.html", *(sweep / str(number) / "report.html" for number in range(4))]
+    for page in pages:
+        text = page.read_text()
+        sources = re.findall(r'(?:src|href)="([^"]*)"', text)
+        assert sources
+        assert all(source.startswith("data:") or (page.parent / source).exists() for source in sources)
+        assert "@import" not in text
+        assert "url(" not in text
+    assert all(f">{name}</" in pages[0].read_text() for name in ("moons", "iresnet", "KL, nats", "trainer.epochs"))
+    assert all(f"{words}" in pages[1].read_text() for words in ("KL, nats", "trainer.epochs", "git_commit"))
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium: apt-get install chromium")
+def test_reports_work_in_a_browser(sweep: Path) -> None:
+    sort = """
+        const column = () => [...document.querySelectorAll('tr[data-index]')].map(row => row.dataset.index);
+        const head = [...document.querySelectorAll('th')].find(h => h.textContent === 'run');
+        seen.first = column(); head.click(); seen.up = column(); head.click(); seen.down = column();
+        const shown = () => [...document.querySelectorAll('.charts')].map(c => getComputedStyle(c).display !== 'none');
+        seen.steps = shown(); document.getElementById('by-time').click(); seen.time = shown();
+        seen.background = getComputedStyle(document.body).backgroundColor;
+    """
+    for width in (1280, 500):
+        seen = look(sweep / "report.html", width, sort)
+        assert seen["width"] == width
+        assert seen["wide"] <= width  # nothing sticks out
+        assert seen["broken"] == 0
+        assert seen["loaded"] < 2000
+        assert seen["up"] == ["0", "1", "2", "3"] == seen["down"][::-1]
+        assert sorted(seen["first"]) == seen["up"]
+        assert (seen["steps"], seen["time"]) == ([True, False], [False, True])
+    dark = look(sweep / "report.html", 1280, sort, "--force-dark-mode", "--blink-settings=preferredColorScheme=0")
+    assert dark["background"] != seen["background"]
+    assert look(sweep / "0" / "report.html", 500, "")["wide"] <= 500

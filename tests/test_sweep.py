@@ -1,0 +1,179 @@
+"""Sweeps: the table, the sheets, and that nothing is lost, whatever fails or stops."""
+
+from __future__ import annotations
+
+import csv
+import json
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train
+from tests.conftest import TINY, Result, start
+from training.sweep_table import SweepRow, differences, in_words
+
+Run = Callable[..., Result]
+SHORT = (*TINY, "trainer.plots=false")
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    with open(sweep / "summary.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def by_number(sweep: Path) -> dict[int, float]:
+    return {int(row["number"]): float(row["kl"]) for row in table(sweep)}
+
+
+BAD = {
+    "data=moon,rings": "| moons | pinwheel | points | rings | swissroll; got 'moon'",
+    "data=moons,ringz": "| moons | pinwheel | points | rings | swissroll; got 'ringz'",
+    "flow.blocks=2,0": "flow.blocks accepts a whole number at least 1; got 0",
+    "flow=iresnet,resflow estimator.n_terms=3": "estimator.n_terms accepts nothing",
+    "optimizer.lr=0.1,fast": "optimizer.lr accepts a number",
+    "data.noise=0.1,1e-9": "data.noise accepts at least 2.4e-07",
+    "device=cpu,tpu": "device accepts auto or a device of this machine",
+    "sed=0,1": "sed accepts nothing: there is no such setting",
+    "seed=0,1 hydra/launcher=cloud": "cloud",
+    "hydra.sweep.dir=/proc/nowhere": "hydra.sweep.dir accepts a folder that can be written",
+    "resume=nowhere": "resume accepts a folder written by train.py -m, with its sweep.json; got 'nowhere'",
+}
+
+
+class TestSweep:
+    def test_ends_with_a_table_and_sheets(self, run: Run, tmp_path: Path) -> None:
+        result = run("train", "-m", *SHORT, "flow=iresnet,resflow", "data=moons,rings", "hydra.sweep.dir=sweep")
+        assert result.status == 0, result.err
+        sweep = tmp_path / "sweep"
+        rows = table(sweep)
+        assert sorted(row["number"] for row in rows) == ["0", "1", "2", "3"]
+        kls = [float(row["kl"]) for row in rows]
+        assert kls == sorted(kls)
+        for row in rows:
+            summary = json.loads((sweep / row["number"] / "summary.json").read_text())
+            assert f"flow={summary['flow']} data={summary['data']}" in row["overrides"]
+            assert {key: row[key] for key in summary} == {key: str(value) for key, value in summary.items()}
+            assert row["error"] == ""
+        assert "lowest KL" in result.out
+        with Image.open(sweep / "sheet.png") as sheet, Image.open(sweep / "sheet.gif") as animation:
+            assert sheet.size == animation.size
+            assert animation.n_frames == 2
+        # Each run is the run that it would have been alone.
+        alone = run("train", *SHORT, "flow=resflow", "data=rings", folder=tmp_path / "alone")
+        assert Result(0, "", "", sweep / "3").rows == alone.rows
+
+    def test_a_failed_run_is_a_row_and_the_others_go_on(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        plain = train.train
+
+        def failing(config: object, settings: train.Settings, folder: Path) -> float:
+            if settings.seed == 1:
+                raise RuntimeError("out of\nmemory")
+            return plain(config, settings, folder)
+
+        monkeypatch.setattr(train, "train", failing)
+        result = run("train", "-m", *SHORT, "seed=0,1,2", "hydra.sweep.dir=sweep")
+        assert result.status == 1
+        assert "1 of 3 runs failed" in result.err
+        rows = table(tmp_path / "sweep")
+        assert rows[-1]["number"] == "1"
+        assert rows[-1]["error"] == r"RuntimeError('out of\nmemory')"
+        assert all(row["kl"] and not row["error"] for row in rows[:2])
+        assert (tmp_path / "sweep" / "sheet.png").exists()
+
+        # What failed is tried again; what ended well is not.
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        before = {number: (tmp_path / f"sweep/{number}/summary.json").stat().st_mtime_ns for number in (0, 2)}
+        result = run("train", "-m", "resume=sweep")
+        assert result.status == 0, result.err
+        assert set(by_number(tmp_path / "sweep")) == {0, 1, 2}
+        assert before == {number: (tmp_path / f"sweep/{number}/summary.json").stat().st_mtime_ns for number in (0, 2)}
+
+    def test_killed_twice_and_resumed_it_is_complete(self, run: Run, tmp_path: Path) -> None:
+        settings = (*SHORT, "trainer.epochs=3", "flow=iresnet,resflow", "data=moons,circles", "seed=0,1,2", "threads=1")
+        sweep = tmp_path / "sweep"
+        stops = [
+            (("-m", *settings, "hydra.sweep.dir=sweep"), "2/metrics.csv", signal.SIGINT, 130),
+            (("-m", "resume=sweep"), "6/metrics.csv", signal.SIGKILL, -9),
+        ]
+        for arguments, sign, number, status in stops:
+            process = start("train", *arguments, cwd=tmp_path)
+            while not (sweep / sign).exists():
+                assert process.poll() is None, process.stderr.read()
+                time.sleep(0.005)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+            assert process.returncode == status, err
+            assert "Traceback" not in err
+            assert len(table(sweep)) >= int(sign[0])  # all that had ended by then
+            if number == signal.SIGINT:
+                assert f"go on with: python train.py -m resume={sweep}" in err
+        finished = {path: path.stat().st_mtime_ns for path in sweep.glob("*/summary.json")}
+        assert 0 < len(finished) < 12
+        result = run("train", "-m", "resume=sweep")
+        assert result.status == 0, result.err
+        assert sorted(by_number(sweep)) == list(range(12))
+        assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+        with Image.open(sweep / "sheet.gif") as animation:
+            assert animation.n_frames == 3
+        # The runs that were stopped are those that they would have been.
+        for number, choices in ((2, ("flow=iresnet", "data=moons", "seed=2")), (6, ("flow=resflow", "data=moons"))):
+            alone = run("train", *SHORT, "trainer.epochs=3", "threads=1", *choices, folder=tmp_path / str(number))
+            stopped = Result(0, "", "", sweep / str(number))
+            assert stopped.rows == alone.rows
+            weights, others = (result.checkpoint["learner"]["average"] for result in (stopped, alone))
+            assert all(torch.equal(weights[key], others[key]) for key in weights)
+
+    @pytest.mark.parametrize("overrides", BAD)
+    def test_bad_input_is_one_line_and_writes_nothing(self, run: Run, tmp_path: Path, overrides: str) -> None:
+        result = run("train", "-m", *overrides.split())
+        assert result.status == 2
+        (line,) = result.err.strip().splitlines()
+        assert BAD[overrides] in line
+        assert not list(tmp_path.iterdir())
+
+    def test_a_sweeps_folder_is_its_own(self, run: Run, tmp_path: Path) -> None:
+        arguments = ("-m", *SHORT, "trainer.epochs=1", "hydra.sweep.dir=sweep")
+        assert run("train", *arguments).status == 0
+        result = run("train", *arguments, "seed=1")
+        assert result.status == 2
+        assert f"go on with -m resume={tmp_path}/sweep" in result.err
+        result = run("train", "-m", "resume=sweep", "seed=1")
+        assert result.status == 2
+        assert "seed accepts no change with -m resume=" in result.err
+
+    @pytest.mark.parametrize("foreign", ["hydra.sweeper._target_=os.system", "hydra.launcher.setup=[reboot]"])
+    def test_a_stored_sweep_runs_nothing_foreign(self, run: Run, tmp_path: Path, foreign: str) -> None:
+        (tmp_path / "sweep.json").write_text(json.dumps({"overrides": [foreign]}))
+        result = run("train", "-m", "resume=.")
+        assert result.status == 2
+        assert "resume accepts a folder written by train.py -m, with its sweep.json; got '.', whose" in result.err
+
+
+def test_the_lowest_kl_is_first_and_what_has_none_follows() -> None:
+    figures = [
+        {},
+        {"kl": None, "nll": -3.0},
+        {"kl": 0.2, "nll": 5.0},
+        {"kl": None, "nll": -4.0},
+        {"kl": 0.1, "nll": 6.0},
+    ]
+    rows = [SweepRow(Path(), number, [], figures=found) for number, found in enumerate(figures)]
+    assert [row.number for row in sorted(rows, key=lambda row: row.rank)] == [4, 2, 3, 1, 0]
+
+
+def test_runs_are_told_apart_by_what_differs() -> None:
+    rows = [
+        SweepRow(Path(), 0, ["flow=iresnet", "optimizer.lr=0.0123456", "seed=0", "data.noise=1", "flow.noise=1"]),
+        SweepRow(Path(), 1, ["flow=resflow", "optimizer.lr=0.5", "seed=0", "data.noise=2", "flow.noise=2"]),
+    ]
+    first, second = map(in_words, differences(rows))
+    assert first == ["iresnet", "lr=0.01235", "data.noise=1", "flow.noise=1"]
+    assert second == ["resflow", "lr=0.5", "data.noise=2", "flow.noise=2"]

@@ -1,0 +1,39 @@
+"""What a run's configuration has that the configs as they stand have not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+__all__ = ["changed_settings"]
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
+    """Settings of `config` that differ from the defaults of its choices, and choices from theirs: (value, default).
+
+    A setting whose choice has no file here, because it came from a folder of configs of its own, has the default None.
+    """
+    primary = _load(CONFIGS / "train.yaml")
+    choices = {key: value for item in primary["defaults"] if isinstance(item, dict) for key, value in item.items()}
+    of_flow = _load(CONFIGS / "flow" / f"{config.choices.flow}.yaml").get("defaults", [])
+    for item in of_flow:  # each flow brings its paper's estimator
+        choices["estimator"] = item.get("override /estimator@_global_.estimator", choices["estimator"])
+    changed = {key: (value, choices[key]) for key, value in config.choices.items() if value != choices[key]}
+    for key, node in config.items():
+        if not isinstance(node, DictConfig):
+            if key != "resume" and node != primary.get(key):
+                changed[key] = (node, primary.get(key))
+        elif key != "choices":
+            defaults = _load(CONFIGS / key / f"{config.choices.get(key, choices.get(key))}.yaml")
+            for name, value in node.items():
+                if not name.startswith("_") and not isinstance(value, DictConfig) and value != defaults.get(name):
+                    changed[f"{key}.{name}"] = (value, defaults.get(name))
+    return changed
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}

@@ -1,0 +1,75 @@
+"""The page that --help prints, from the configs themselves: their choices, settings and comments."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+__all__ = ["help_page"]
+
+
+class Setting(NamedTuple):
+    name: str
+    value: str
+    comment: str
+
+
+# `blocks: 16  # residual blocks`, at the top level of a file; `  - data: moons  # the density` in its defaults list.
+SETTING = re.compile(r"(\w+): (.*?) +# (.+)")
+DEFAULT = re.compile(r"  - (\w+): (\S+) *#? *(.*)")
+
+
+def help_page(configs: Path, config_name: str, overrides: Iterable[str] = ()) -> str:
+    """The page of a command.
+
+    Args:
+        configs: the folder of configs.
+        config_name: the command's own.
+        overrides: what else was typed: the settings of the choices among them are shown, `flow=iresnet --help`.
+    """
+    path = configs / f"{config_name}.yaml"
+    texts = yaml.safe_load(path.read_text())["hydra"]["help"]
+    typed = dict(item.split("=", 1) for item in overrides if "=" in item)
+    groups = [group for group in _matches(DEFAULT, path) if (configs / group.name).is_dir()]
+    lines = [texts["header"].rstrip(), ""]
+    if groups:
+        lines.append("Groups, and their choices (the default first):")
+        for group in groups:
+            names = [file.relative_to(configs / group.name) for file in (configs / group.name).rglob("*.yaml")]
+            others = sorted(name for name in (str(file.with_suffix("")) for file in names) if name != group.value)
+            first = [] if group.value == "null" else [group.value]
+            lines += _entry(group.name, ", ".join([*first, *others]), group.comment)
+        lines.append("")
+    lines.append("Settings, and their defaults:")
+    lines += [line for setting in _matches(SETTING, path) for line in _entry(*_joined(setting))]
+    for group in groups:
+        file = configs / group.name / f"{typed.get(group.name, group.value)}.yaml"
+        if file.is_file() and group.name != "experiment":
+            lines += ["", f"of {group.name}={file.stem}:"]
+            for setting in _matches(SETTING, file):
+                lines += _entry(*_joined(setting, f"{group.name}."))
+    return "\n".join([*lines, "", texts["footer"].rstrip()])
+
+
+def _matches(pattern: re.Pattern[str], path: Path) -> Iterator[Setting]:
+    for line in path.read_text().splitlines():
+        if match := pattern.fullmatch(line):
+            yield Setting(*match.groups())
+
+
+def _joined(setting: Setting, prefix: str = "") -> tuple[str, str]:
+    return f"{prefix}{setting.name}={setting.value}", setting.comment
+
+
+def _entry(name: str, *texts: str) -> list[str]:
+    """A name, and what is to be said of it to the right, as wide as the terminal."""
+    text = "; ".join(filter(None, texts))
+    width = min(shutil.get_terminal_size().columns, 120)
+    indent = " " * 36
+    return textwrap.wrap(text, width, initial_indent=f"  {name:<33} ", subsequent_indent=indent)

@@ -1,0 +1,198 @@
+"""report.html: what a run or a sweep came to, in one file that opens anywhere."""
+
+from __future__ import annotations
+
+import csv
+import html
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from atomic import write_atomically
+from reports.chart import COLORS, DASHES, Series, chart
+from reports.page import embedded, page, picture, table, tiles
+from training.configuration import load_config
+from training.defaults import changed_settings
+from training.run_folder import load_summary
+from training.sweep_table import SweepRow, differences, in_words, read_rows
+
+__all__ = ["write_run_report", "write_sweep_report"]
+
+CURVES = (
+    ("kl", "KL from the target, nats", True),
+    ("nll", "negative log-likelihood, nats", False),
+    ("lipschitz", "largest certified Lipschitz constant of a block", False),
+    ("logdet_std", "estimator's error: standard deviation of one sample's log-determinant, nats", False),
+    ("logdet_bias", "estimator's error: mean over the held-out points, nats", False),
+)
+AXES = (("step", "by-step", "step"), ("seconds", "by-time", "seconds"))
+VERSIONS = ("python", "torch", "numpy", "git_commit", "git_dirty", "device", "threads", "config_sha256")
+AXIS_CHOICE = (
+    '<p class="axis-choice soft">against <label><input type="radio" name="axis" id="by-step" checked>steps</label>'
+    '<label><input type="radio" name="axis" id="by-time">time</label></p>'
+)
+
+
+def write_run_report(run: Path) -> None:
+    """Write report.html of a run that has ended, from the files in its folder."""
+    config, summary = load_config(run, "resume"), load_summary(run)
+    if summary["kl"] is None:  # of one's own points, whose density is not known
+        merit = {"NLL, nats": f"{summary['nll']:.4f} ± {summary['nll_stderr']:.4f}"}
+    else:
+        merit = {
+            "KL, nats": f"{summary['kl']:.4f} ± {summary['kl_stderr']:.4f}",
+            "NLL, nats": f"{summary['nll']:.4f}",
+            "entropy of the target, nats": f"{summary['entropy']:.4f}",
+        }
+    body = [
+        tiles(
+            {
+                **merit,
+                "Lipschitz bound": _short(summary["lipschitz"]),
+                "inverse error": f"{summary['inverse_error']:.1e}",
+                "parameters": f"{summary['parameters']:,}",
+                "steps": f"{summary['steps']:,}",
+                "seconds": f"{summary['seconds']:.0f}",
+            }
+        ),
+        '<div class="pictures">',
+        picture(run / "density.gif", "the learned density, epoch by epoch"),
+        picture(run / "transport.gif", "samples carried from the base to the data"),
+        picture(run / "plots" / f"epoch_{summary['epochs']:04d}.png", "the last epoch", wide=True),
+        "</div>",
+        *_curves([(0, "", _metrics(run))]),
+        *_settings(config, summary),
+    ]
+    title = f"{summary['flow']} on {summary['data']}, seed {summary['seed']}"
+    _write(run, page(title, str(run), [part for part in body if part]))
+
+
+def write_sweep_report(sweep: Path) -> None:
+    """Write report.html of a sweep, from the files in its folder and its runs'."""
+    rows = read_rows(sweep)
+    told_apart = differences(rows)
+    ended = [row for row in rows if row.figures]
+    body = [
+        '<div class="pictures">',
+        picture(sweep / "sheet.gif", "what each run has learned, epoch by epoch", wide=True),
+        "</div>",
+        "<h2>Runs</h2>",
+        _runs_table(rows, told_apart),
+        *_curves([(row.number, " ".join(in_words(told)), _metrics(row.folder)) for row, told in zip(rows, told_apart)]),
+    ]
+    if ended:
+        shared = [changed_settings(load_config(row.folder, "resume")) for row in ended]
+        of_all = {key: pair for key, pair in shared[0].items() if all(other.get(key) == pair for other in shared)}
+        body += _settings_table("Settings of all runs that differ from the defaults", of_all)
+        body += _versions({key: _common(row.figures.get(key) for row in ended) for key in VERSIONS[:-1]})
+    failed = sum(1 for row in rows if row.error is not None)
+    subtitle = f"{len(rows)} runs{f', {failed} failed' if failed else ''}; {sweep}"
+    _write(sweep, page(f"Sweep {sweep.name}", subtitle, body))
+
+
+def _write(folder: Path, text: str) -> None:
+    write_atomically(folder / "report.html", text.encode())
+
+
+def _metrics(run: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv; an empty field is not a number."""
+    try:
+        with open(run / "metrics.csv", newline="") as file:
+            return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:  # the run ended before its first epoch did
+        return []
+
+
+def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:
+    """The charts of runs, given by number, name and metrics."""
+    shown = CURVES
+    if runs and all(math.isnan(row["kl"]) for _, _, rows in runs for row in rows):  # of one's own points
+        shown = CURVES[1:]
+    parts = ["<h2>Curves</h2>", AXIS_CHOICE]
+    for key, kind, label in AXES:
+        parts.append(f'<div class="charts {kind}">')
+        for figure, title, logarithmic in shown:
+            lines = [
+                Series(name, number, [row[key] for row in rows], [row[figure] for row in rows])
+                for number, name, rows in runs
+            ]
+            parts.append(chart(title, label, lines, logarithmic))
+        parts.append("</div>")
+    return parts
+
+
+def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
+    """The runs, the best first by `SweepRow.rank`; a click on a column's head sorts by it."""
+    keys = list(told_apart[0]) if rows else []
+    names = ["run", "learned", "KL, nats", *keys, "NLL, nats", "Lipschitz", "seconds", "error"]
+    heads = (f"<th{'' if name == 'learned' else ' data-sort'}>{html.escape(name)}</th>" for name in names)
+    lines = []
+    for row, told in sorted(zip(rows, told_apart), key=lambda pair: pair[0].rank):
+        style = f"--color: var(--c{row.number % COLORS})"
+        dash = "dashed" if DASHES[row.number // COLORS % len(DASHES)] else "solid"
+        run = f'<span class="swatch" style="{style}; border-top-style: {dash}"></span> {row.number}'
+        if (row.folder / "report.html").exists():
+            run = f'<a href="{html.escape(row.folder.name)}/report.html">{run}</a>'
+        figures = row.figures
+        kl = f"{figures['kl']:.4f} ± {figures['kl_stderr']:.4f}" if figures.get("kl") is not None else ""
+        cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]
+        cells += [_cell(kl, figures.get("kl")), *(f"<td>{html.escape(told[key])}</td>" for key in keys)]
+        cells += [_cell(_short(figures.get(key)), figures.get(key)) for key in SHOWN]
+        cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
+        lines.append(f'<tr data-index="{row.number}">{"".join(cells)}</tr>')
+    return (
+        f'<div class="scroll"><table class="sortable"><thead><tr>{"".join(heads)}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+SHOWN = ("nll", "lipschitz", "seconds")
+
+
+def _cell(text: str, value: float | None) -> str:
+    return f'<td data-value="{"" if value is None else value}">{text}</td>'
+
+
+def _thumbnail(run: Path) -> str:
+    """The last learned density of a run, small."""
+    from training.sheets import thumbnail  # here, because matplotlib takes a while to import
+
+    data = thumbnail(run)
+    return f'<img alt="learned density" src="{embedded(data, ".png")}">' if data is not None else ""
+
+
+def _settings(config: DictConfig, summary: dict[str, Any]) -> list[str]:
+    return [
+        *_settings_table("Settings that differ from the defaults", changed_settings(config)),
+        *_versions({key: summary.get(key) for key in VERSIONS}),
+    ]
+
+
+def _settings_table(title: str, changed: dict[str, tuple[Any, Any]]) -> list[str]:
+    if not changed:
+        return [f"<h2>{title}</h2>", '<p class="soft">none</p>']
+    rows = [[key, _plain(value), _plain(default)] for key, (value, default) in changed.items()]
+    return [f"<h2>{title}</h2>", table(["setting", "value", "default"], rows)]
+
+
+def _versions(found: dict[str, Any]) -> list[str]:
+    return ["<h2>Versions</h2>", table(["", ""], [[key, _plain(value)] for key, value in found.items()])]
+
+
+def _common(values: Iterable[Any]) -> Any:
+    """The value, if it is one for all; otherwise all of them."""
+    distinct = dict.fromkeys(map(_plain, values))
+    return ", ".join(distinct)
+
+
+def _plain(value: Any) -> str:
+    """A value as configs write it."""
+    plain = {True: "true", False: "false", None: "null"}
+    return plain[value] if isinstance(value, (bool, type(None))) else str(value)
+
+
+def _short(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"

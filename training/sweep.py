@@ -1,0 +1,197 @@
+"""Sweeps: every run leaves a row as it ends, and the rows make a table and pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from arguments import ArgumentError
+from atomic import write_atomically
+from flows.fixed_point import InverseError
+from training.configuration import load_config
+from training.diagnosis import ContractionError, NonFiniteError
+from training.interruption import Interrupted
+from training.report import write_sweep_report
+from training.run_folder import UnwritableError, load_summary
+from training.sweep_table import SweepRow, read_rows, write_table
+
+__all__ = ["Sweep", "SweepCallback", "combinations"]
+
+FILE = "sweep.json"
+FOREIGN = ("_target_", "custom_search_space", "launcher")
+EXPECTED = (ArgumentError, ContractionError, InverseError, NonFiniteError, UnwritableError)
+"""Errors that say all in their one line."""
+
+
+class SweepCallback(Callback):
+    """Hydra's callback: a row and the table after each run, in whichever process it ran; the pictures at the end."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        row = SweepRow.read(Path(config.hydra.runtime.output_dir))
+        if row is None or row.overrides != list(config.hydra.overrides.task):
+            return  # the folder was another run's: its row stays, and the error ends the sweep
+        if job_return.status == JobStatus.FAILED:
+            error = job_return._return_value
+            row.error = " ".join(str(error).split()) if isinstance(error, EXPECTED) else " ".join(repr(error).split())
+            if not isinstance(error, EXPECTED):
+                traceback.print_exception(error)
+            print(f"run {row.number} failed: {row.error}", file=sys.stderr)
+            # To Hydra it has ended, without a result: so the others go on, and a search counts a failed trial.
+            job_return.return_value, job_return.status = None, JobStatus.COMPLETED
+        elif job_return.return_value is not None:  # a failed trial of a search stays what it was
+            row.figures = load_summary(row.folder)
+            row.error = None
+        row.write()
+        write_table(Path(config.hydra.sweep.dir))
+
+    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
+        from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
+
+        sweep = Path(config.hydra.sweep.dir)
+        draw_sheets(sweep)
+        write_sweep_report(sweep)
+
+
+class Sweep:
+    """The folder of a sweep, and what was typed for it."""
+
+    def __init__(self, folder: Path, overrides: list[str]) -> None:
+        self.folder, self.overrides = folder.resolve(), overrides
+
+    @classmethod
+    def stored(cls, folder: Path) -> Sweep:
+        """A sweep that was begun earlier.
+
+        Raises:
+            ArgumentError: there is none in `folder`.
+        """
+        accepts = f"a folder written by train.py -m, with its {FILE}"
+        try:
+            overrides = json.loads((folder / FILE).read_text())["overrides"]
+            # A file may come from anyone: it may choose settings, not name code to run.
+            foreign = [word for word in FOREIGN if any(word in item for item in overrides)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArgumentError("resume", accepts, f"'{folder}'") from error
+        if foreign:
+            raise ArgumentError("resume", accepts, f"'{folder}', whose {FILE} speaks of {foreign[0]}")
+        return cls(folder, overrides)
+
+    def create(self) -> None:
+        """Make the folder, and write down what was typed.
+
+        Raises:
+            ArgumentError: another sweep is there, or the folder cannot be written.
+        """
+        if (self.folder / FILE).exists():
+            accepts = f"a folder without a sweep (or go on with -m resume={self.folder})"
+            raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}'")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            content = json.dumps({"overrides": self.overrides}, indent=2) + "\n"
+            write_atomically(self.folder / FILE, content.encode())
+        except OSError as error:
+            accepts = "a folder that can be written"
+            raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}': {error.strerror}") from error
+
+    def run(self, config: DictConfig, run: Callable[[DictConfig, Path], float | None]) -> float | None:
+        """One of its runs, called by a launcher, maybe in another process: begun, gone on with, or done before.
+
+        Raises:
+            ArgumentError: its folder holds a run of other settings.
+        """
+        job = HydraConfig.get()
+        folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
+        row = SweepRow.read(folder)
+        if row is None:
+            row = SweepRow(folder, int(job.job.num), overrides)
+            row.write()
+        elif row.overrides != overrides:
+            got = f"'{folder}', which is of {' '.join(row.overrides)} where {' '.join(overrides)} should be"
+            raise ArgumentError("resume", "a sweep that runs as it did before", got)
+        if row.figures:
+            return row.merit
+        if row.error is not None and job.runtime.choices["hydra/sweeper"] != "basic":
+            return None  # a search is retraced: what came after a failed trial was chosen because it had failed
+        if (folder / "config.yaml").exists():
+            config = load_config(folder, "resume")
+            config.resume = str(folder)
+        try:
+            return run(config, folder)
+        except Interrupted as stop:
+            raise Interrupted(stop.number, self._how_to_go_on(f"in run {row.number}")) from None
+
+    @contextlib.contextmanager
+    def stopped_by_signals(self) -> Iterator[None]:
+        """While entered, a signal that meets no run at work ends the sweep at once. Nothing is lost by that."""
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            raise Interrupted(number, self._how_to_go_on("between runs"))
+
+        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _how_to_go_on(self, where: str) -> str:
+        return f"stopped {where}, all saved; go on with: python train.py -m resume={self.folder}"
+
+    def report(self) -> None:
+        """Say what came out.
+
+        Raises:
+            SystemExit: a run failed, with status 1.
+        """
+        rows = read_rows(self.folder)
+        failed = sum(1 for row in rows if row.error is not None)
+        best = min((row for row in rows if row.figures), key=lambda row: row.rank, default=None)
+        if best is not None:
+            print(
+                f"lowest {best.measure.upper()} {best.merit:.4f} nats, in run {best.number}: {' '.join(best.overrides)}"
+            )
+        print(f"{len(rows)} runs; table, sheets and report in {self.folder}")
+        if failed:
+            print(f"{failed} of {len(rows)} runs failed: see the last rows of summary.csv", file=sys.stderr)
+            raise SystemExit(1)
+
+
+def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]:
+    """Every combination of the values that `overrides` sweep over.
+
+    Args:
+        search: the values are not combined, but searched among: one at a time beside the first of the others then.
+            Of an interval, its ends stand for all in it.
+    """
+    values = [_values(override) for override in overrides]
+    if not search:
+        yield from (list(choice) for choice in itertools.product(*values))
+        return
+    first = [choices[0] for choices in values]
+    yield first
+    for index, choices in enumerate(values):
+        yield from ([*first[:index], value, *first[index + 1 :]] for value in choices[1:])
+
+
+def _values(override: Override) -> list[str]:
+    key = override.get_key_element()
+    if override.is_interval_sweep():
+        interval = override.value()
+        return [f"{key}={interval.start}", f"{key}={interval.end}"]
+    if override.is_sweep_override():
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    return [override.input_line]

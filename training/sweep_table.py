@@ -1,0 +1,143 @@
+"""The rows of a sweep, one in each run's folder, and the table they make."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from arguments import ArgumentError
+from atomic import write_atomically
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+__all__ = ["SweepRow", "differences", "in_words", "read_rows", "write_table"]
+
+FILE = "row.json"
+GROUPS = ("flow", "data", "estimator", "optimizer", "experiment", "trainer")
+"""Settings whose values say by themselves what they are of."""
+FIRST_COLUMNS = ("kl", "kl_stderr", "nll", "lipschitz", "inverse_error", "seconds", "parameters")
+
+
+@dataclass
+class SweepRow:
+    """What a sweep knows of one of its runs, kept in the run's folder as row.json from the run's start.
+
+    Attributes:
+        number: of the run in the sweep, from 0.
+        overrides: what was typed for it.
+        error: why it failed; None if it did not.
+        figures: those of its summary.json, once it has ended.
+    """
+
+    folder: Path
+    number: int
+    overrides: list[str]
+    error: str | None = None
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def ended(self) -> bool:
+        return self.error is not None or bool(self.figures)
+
+    @property
+    def measure(self) -> str:
+        """What the run is judged by: `kl`, or `nll` where its data's density is not known."""
+        return "nll" if self.figures and self.figures.get("kl") is None else "kl"
+
+    @property
+    def merit(self) -> float:
+        """KL(target || model) in nats, or the NLL where that is not known; not a number where the run has none."""
+        return float(self.figures.get(self.measure, math.nan))
+
+    @property
+    def rank(self) -> tuple[bool, bool, float, int]:
+        """What rows are sorted by: the lowest KL first, then the lowest NLL of those that have no KL, then the rest."""
+        return math.isnan(self.merit), self.measure == "nll", self.merit, self.number
+
+    @property
+    def headline(self) -> str:
+        """The merit in words, with its standard error; empty where the run has none."""
+        stderr = f"{self.measure}_stderr"
+        return f"{self.measure.upper()} {self.merit:.4f} ± {self.figures[stderr]:.4f}" if self.figures else ""
+
+    @classmethod
+    def read(cls, folder: Path) -> SweepRow | None:
+        """The row of a run's folder; None where there is none.
+
+        Raises:
+            ArgumentError: the file there is not a row.
+        """
+        try:
+            return cls(folder, **json.loads((folder / FILE).read_text()))
+        except FileNotFoundError:
+            return None
+        except (TypeError, ValueError) as error:
+            raise ArgumentError("resume", "a sweep's folder as train.py -m left it", f"'{folder / FILE}'") from error
+
+    def write(self) -> None:
+        row = {"number": self.number, "overrides": self.overrides, "error": self.error, "figures": self.figures}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.folder / FILE, (json.dumps(row, indent=2) + "\n").encode())
+
+    def value(self, key: str) -> str | None:
+        """What the overrides say of `key`."""
+        values = [value for name, _, value in (item.partition("=") for item in self.overrides) if name == key]
+        return values[-1] if values else None
+
+
+def read_rows(sweep: Path) -> list[SweepRow]:
+    """The rows of all runs that have begun, by number."""
+    rows = (SweepRow.read(path.parent) for path in sweep.rglob(FILE))
+    return sorted((row for row in rows if row is not None), key=lambda row: row.number)
+
+
+def write_table(sweep: Path) -> None:
+    """Write summary.csv: a row for each run that has ended, the best first by `SweepRow.rank`, failed ones last."""
+    with _alone(sweep):
+        rows = sorted((row for row in read_rows(sweep) if row.ended), key=lambda row: row.rank)
+        found = dict.fromkeys(key for row in rows for key in row.figures)
+        keys = [*(key for key in FIRST_COLUMNS if key in found), *(key for key in found if key not in FIRST_COLUMNS)]
+        table = io.StringIO()
+        writer = csv.writer(table, lineterminator="\n")
+        writer.writerow(["number", "overrides", *keys, "error"])
+        for row in rows:
+            figures = [row.figures.get(key) for key in keys]
+            writer.writerow([row.number, " ".join(row.overrides), *figures, row.error])
+        write_atomically(sweep / "summary.csv", table.getvalue().encode())
+
+
+@contextlib.contextmanager
+def _alone(sweep: Path) -> Iterator[None]:
+    """Wait for the sweep's other processes to leave the table: two that write at once would lose each other's rows."""
+    with open(sweep / ".summary.lock", "w") as file:
+        if fcntl is not None:  # the lock goes with the file's closing, or with the process
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def differences(rows: Sequence[SweepRow]) -> list[dict[str, str]]:
+    """The settings that are not the same in all of `rows`, with each one's values: those that tell runs apart."""
+    keys = dict.fromkeys(item.partition("=")[0] for row in rows for item in row.overrides)
+    differing = [key for key in keys if len({row.value(key) for row in rows}) > 1]
+    return [{key: row.value(key) or "default" for key in differing} for row in rows]
+
+
+def in_words(difference: dict[str, str]) -> list[str]:
+    """The same for a narrow place: `iresnet` for flow=iresnet, `lr=0.0123` for optimizer.lr=0.01234567."""
+    short = [key.rpartition(".")[2] for key in difference]
+    words = []
+    for (key, value), name in zip(difference.items(), short):
+        with contextlib.suppress(ValueError):  # numbers that a search has drawn have more digits than anyone reads
+            value = f"{float(value):.4g}" if len(value) > 6 else value
+        words.append(value if key in GROUPS else f"{name if short.count(name) == 1 else key}={value}")
+    return words
