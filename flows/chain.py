@@ -158,9 +158,7 @@ class _Call:
 
     def _in_threads(self, work: Callable[[int, int, int], int]) -> None:
         """Call `work(begin, end, number)` for every share of the batch, the first in this thread."""
-        others = [
-            _threads().submit(work, *share, number) for number, share in enumerate(self.shares) if number > 0
-        ]
+        others = [_threads().submit(work, *share, number) for number, share in enumerate(self.shares) if number > 0]
         done = [work(*self.shares[0], 0), *(other.result() for other in others)]
         if not all(done):
             raise MemoryError("no memory for a pass through a chain of blocks")
@@ -192,9 +190,9 @@ def library(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
     definitions = [f"-DUNITS={activation.expansion}", f"-DACTIVATION={' '.join(activation.c_source.split())}"]
     if dtype == torch.float64:
         definitions.append("-DDOUBLE")
-    compiler = shlex.split(os.environ.get("CC", "")) or [
-        name for name in ("cc", "gcc", "clang") if shutil.which(name)
-    ][:1]
+    compiler = (
+        shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    )
     if not compiler or not shutil.which(compiler[0]):
         raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'})")
     command = [*compiler, *FLAGS, *definitions]

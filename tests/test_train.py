@@ -61,8 +61,15 @@ class TestRunFolder:
         assert Image.open(folder / "transport.gif").n_frames > 20
         assert sorted(path.name for path in folder.iterdir()) == sorted(
             [
-                "checkpoint.pt", "config.yaml", "densities", "density.gif", "metrics.csv", "plots", "report.html",
-                "summary.json", "transport.gif",
+                "checkpoint.pt",
+                "config.yaml",
+                "densities",
+                "density.gif",
+                "metrics.csv",
+                "plots",
+                "report.html",
+                "summary.json",
+                "transport.gif",
             ]
         )
 
