@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
 from PIL import Image
@@ -97,6 +98,10 @@ def read_all(folder: Path) -> int:
             json.loads(path.read_text())
         elif path.suffix == ".csv":
             epochs = len(list(csv.DictReader(path.open())))
+        elif path.suffix == ".npy":
+            np.load(path)
+        elif path.suffix == ".html":
+            assert path.read_text().rstrip().endswith("</html>")
         else:
             yaml.safe_load(path.read_text())
     return epochs
@@ -117,6 +122,7 @@ def end(folder: Path) -> dict[str, Any]:
             for part in ("flow", "average")
             for key, value in weights[part].items()
         },
+        "densities": {path.name: path.read_bytes() for path in (folder / "densities").iterdir()},
         "gifs": [(folder / name).read_bytes() for name in ("density.gif", "transport.gif")],
         "pictures": sorted(path.name for path in (folder / "plots").iterdir() if not path.name.startswith(".")),
     }

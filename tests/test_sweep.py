@@ -31,12 +31,12 @@ def by_number(sweep: Path) -> dict[int, float]:
 
 
 BAD = {
-    "data=moon,rings": "| moons | pinwheel | points | rings | swissroll; got 'moon'",
-    "data=moons,ringz": "| moons | pinwheel | points | rings | swissroll; got 'ringz'",
+    "data=moon,rings": "; got 'moon' (did you mean 'moons'?)",
+    "data=moons,ringz": "; got 'ringz' (did you mean 'rings'?)",
     "flow.blocks=2,0": "flow.blocks accepts a whole number at least 1; got 0",
     "flow=iresnet,resflow estimator.n_terms=3": "estimator.n_terms accepts nothing",
     "optimizer.lr=0.1,fast": "optimizer.lr accepts a number",
-    "data.noise=0.1,1e-9": "data.noise accepts at least 2.4e-07",
+    "data.noise=0.1,1e-9": "data.noise accepts at least",
     "device=cpu,tpu": "device accepts auto or a device of this machine",
     "sed=0,1": "sed accepts nothing: there is no such setting",
     "seed=0,1 hydra/launcher=cloud": "cloud",
@@ -158,14 +158,8 @@ class TestSweep:
 
 
 def test_the_lowest_kl_is_first_and_what_has_none_follows() -> None:
-    figures = [
-        {},
-        {"kl": None, "nll": -3.0},
-        {"kl": 0.2, "nll": 5.0},
-        {"kl": None, "nll": -4.0},
-        {"kl": 0.1, "nll": 6.0},
-    ]
-    rows = [SweepRow(Path(), number, [], figures=found) for number, found in enumerate(figures)]
+    found = [{}, {"kl": None, "nll": -3.0}, {"kl": 0.2, "nll": 5.0}, {"kl": None, "nll": -4.0}, {"kl": 0.1, "nll": 6.0}]
+    rows = [SweepRow(Path(), number, [], figures=figures) for number, figures in enumerate(found)]
     assert [row.number for row in sorted(rows, key=lambda row: row.rank)] == [4, 2, 3, 1, 0]
 
 
