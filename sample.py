@@ -10,14 +10,16 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from omegaconf import DictConfig
+from torch import Tensor
 
 from arguments import ArgumentError, Range
 from atomic import write_atomically
+from datasets.point_table import PointTable
 from plots.samples import draw_samples
 from training.command_line import command
 from training.configuration import choose_device
 from training.evaluation import log_prob
-from training.run_folder import load_run
+from training.run_folder import LoadedRun, load_run
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class Settings:
 
     run: str
     n: Annotated[int, Range(ge=1)]
+    points: str | None
+    grid: Annotated[int, Range(ge=1, le=4096)] | None
     seed: Annotated[int, Range(ge=0)]
     format: Literal["npy", "csv"]
     out: str | None
@@ -34,20 +38,56 @@ class Settings:
 
 @torch.no_grad()
 def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
-    """Write samples of a run's flow, their log-densities in nats, and a picture of both."""
+    """Write samples of a run's flow, their log-densities in nats, and a picture of both.
+
+    Where `points` or `grid` say what to evaluate, the log-densities there instead.
+    """
+    points = None if settings.points is None else _read_points(settings.points)
     run = load_run(Path(settings.run), "run", choose_device(settings.device))
     out = Path(settings.run if settings.out is None else settings.out)
-    samples = run.flow.sample(settings.n, torch.Generator().manual_seed(settings.seed))
-    x, log_q = samples.cpu().numpy().astype(np.float32), log_prob(run.flow, samples).cpu().numpy().astype(np.float32)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _write(out / f"samples.{settings.format}", x, "x,y")
-        _write(out / f"log_prob.{settings.format}", log_q, "log_prob")
-        title = f"{settings.n:,} samples of {run.title}"
-        draw_samples(out / "samples.png", x, log_q, run.window, title)
+        if points is not None:
+            _write(out / f"log_prob.{settings.format}", _log_prob(run, points), "log_prob")
+            print(f"log_prob.{settings.format} in {out}")
+        if settings.grid is not None:
+            _write_grid(out / "density.npz", run, settings.grid)
+            print(f"density.npz in {out}")
+        if points is None and settings.grid is None:
+            _write_samples(out, run, settings)
+            print(f"samples.{settings.format}, log_prob.{settings.format} and samples.png in {out}")
     except OSError as error:
         raise ArgumentError("out", "a folder that can be written", f"'{out}': {error.strerror}") from error
-    print(f"samples.{settings.format}, log_prob.{settings.format} and samples.png in {out}")
+
+
+def _read_points(path: str) -> Tensor:
+    try:
+        return torch.from_numpy(PointTable(path).table).float()
+    except ArgumentError as error:
+        raise ArgumentError("points", error.accepts, error.got) from None
+
+
+def _write_samples(out: Path, run: LoadedRun, settings: Settings) -> None:
+    samples = run.flow.sample(settings.n, torch.Generator().manual_seed(settings.seed))
+    x, log_q = samples.cpu().numpy(), _log_prob(run, samples)
+    _write(out / f"samples.{settings.format}", x, "x,y")
+    _write(out / f"log_prob.{settings.format}", log_q, "log_prob")
+    draw_samples(out / "samples.png", x, log_q, run.window, f"{settings.n:,} samples of {run.title}")
+
+
+def _write_grid(path: Path, run: LoadedRun, side: int) -> None:
+    """Write the midpoints of cells over the window, x and y, shapes (side,), and log_prob[y, x], shape (side, side)."""
+    x, y = (torch.linspace(low, high, 2 * side + 1)[1::2] for low, high in run.window)
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    log_q = _log_prob(run, torch.stack([columns, rows], dim=-1).view(-1, 2)).reshape(side, side)
+    buffer = io.BytesIO()
+    np.savez(buffer, x=x.numpy(), y=y.numpy(), log_prob=log_q)
+    write_atomically(path, buffer.getvalue())
+
+
+def _log_prob(run: LoadedRun, x: Tensor) -> np.ndarray:
+    """The run's log-density in nats at `x`, shapes (n, 2) to (n,)."""
+    return log_prob(run.flow, x.to(next(run.flow.parameters()).device)).cpu().numpy()
 
 
 def _write(path: Path, array: np.ndarray, header: str) -> None:

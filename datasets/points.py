@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from typing import Annotated
 
@@ -11,22 +10,20 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.data_file import DataFile
+from datasets.point_table import LARGEST, PointTable
 from datasets.target import Target, Window
 
 __all__ = ["Points", "window_of"]
 
 FEWEST = 20
-LARGEST = 1e30  # a float32 ends at 3e38, and points are squared
 FURTHEST = 1e4  # standard deviations from zero: a float32 has seven digits
 OUTSIDE = 0.0005  # share of the points that the window leaves out to each side
 
 
-class Points(DataFile, Target):
+class Points(PointTable, Target):
     """The points of a file: a part of them is trained on, again and again, and the rest held out.
 
-    A `.csv` file has two numbers a line, with a comma, a semicolon or a tab between them; its first line may be a
-    header. A `.npy` file has an array of shape (n, 2). Which points are held out depends on the file alone.
+    Which points are held out depends on the file alone.
 
     Args:
         path: of the file.
@@ -41,12 +38,8 @@ class Points(DataFile, Target):
         held_out: Annotated[float, Range(gt=0, lt=1)] = 0.1,
         sha256: str | None = None,
     ) -> None:
-        super().__init__(
-            path, sha256, f"a .csv file of two numbers a line, or a .npy file of shape (n, 2), n >= {FEWEST}"
-        )
-        table = self._read_npy() if self.path.suffix.lower() == ".npy" else self._read_csv()
-        if len(table) < FEWEST:
-            raise self.refused(f"only {len(table)} points")
+        super().__init__(path, sha256, FEWEST)
+        table = self.table
         self.mean, self.std = (torch.from_numpy(figure) for figure in (table.mean(axis=0), table.std(axis=0)))
         for name, mean, std in zip("xy", self.mean.tolist(), self.std.tolist(), strict=True):
             if std < 1 / LARGEST:
@@ -78,49 +71,6 @@ class Points(DataFile, Target):
         counts, x, y = np.histogram2d(points[:, 0], points[:, 1], fit, self.window)
         density = counts.T / (len(points) * (x[1] - x[0]) * (y[1] - y[0]))
         return np.kron(density, np.ones((bins // fit, bins // fit)))
-
-    def _read_npy(self) -> np.ndarray:
-        try:
-            table = np.load(io.BytesIO(self.content), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise self.refused(f"not a NumPy array: {str(error).splitlines()[0]}") from error
-        if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "fiu":
-            raise self.refused(
-                f"it holds {table.dtype} of shape {table.shape}" if hasattr(table, "shape") else "no array"
-            )
-        bad = np.nonzero(~(np.abs(table.astype(np.float64)) < LARGEST).all(axis=1))[0]
-        if len(bad):
-            raise self.refused(f"row {bad[0]} (from 0) is {table[bad[0]].tolist()}")
-        return table.astype(np.float64)
-
-    def _read_csv(self) -> np.ndarray:
-        try:
-            text = self.content.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            line = self.content.count(b"\n", 0, error.start) + 1
-            raise self.refused(f"line {line} is not text") from error
-        text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
-        lines = text.replace(";", ",").replace("\t", ",").split("\n")
-        header = int(not any(_is_number(field, finite=False) for field in lines[0].split(",")))
-        try:
-            table = np.loadtxt(lines[header:], delimiter=",", comments=None, ndmin=2) if lines[header:] else None
-        except ValueError:
-            table = None
-        if table is not None and table.shape == (len(lines) - header, 2) and (np.abs(table) < LARGEST).all():
-            return table
-        for number, line in enumerate(lines[header:], header + 1):
-            fields = line.split(",")
-            if len(fields) != 2 or not all(_is_number(field, finite=True) for field in fields):
-                raise self.refused(f"line {number} is {text.split(chr(10))[number - 1][:60]!r}")
-        raise self.refused("no points")
-
-
-def _is_number(text: str, finite: bool) -> bool:
-    try:
-        value = float(text) if text.isascii() and "_" not in text else None
-    except ValueError:
-        return False
-    return value is not None and (not finite or abs(value) < LARGEST)
 
 
 def window_of(points: Tensor) -> Window:

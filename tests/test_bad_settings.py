@@ -22,7 +22,7 @@ ALWAYS_BAD = ("{a: 1}", "no_such_thing")
 BAD_NUMBERS = ("-1e9", "nan", "inf", "'1'", "true", "[1, 2]", "null")
 BAD_FLAGS = ("3", "null", "[true]", "'yes'")
 BAD_TEXTS = ("3", "[a, b]", "null")
-MAY_BE_NULL = ("threads", "resume", "trainer.max_seconds", "data.sha256")
+MAY_BE_NULL = ("threads", "resume", "trainer.max_seconds", "data.sha256", "points", "grid")
 
 
 def bad_overrides() -> Iterator[tuple[str, ...]]:
@@ -55,7 +55,7 @@ def bad_values(key: str, value: object) -> list[str]:
     if key == "experiment":
         return ["no_such_thing"]
     kinds = BAD_FLAGS if isinstance(value, bool) else BAD_NUMBERS if isinstance(value, (int, float)) else BAD_TEXTS
-    if key in ("threads", "trainer.max_seconds"):
+    if key in ("threads", "trainer.max_seconds", "grid"):
         kinds = BAD_NUMBERS
     if isinstance(value, (list, tuple)) or "ListConfig" in type(value).__name__:
         kinds = ("[]", "3", "[a]", "[-1.0]", "null")

@@ -52,9 +52,52 @@ def test_the_seed_decides(run: Run, trained: Path, tmp_path: Path) -> None:
     assert (a != c).any()
 
 
+def test_the_points_of_a_file_are_evaluated(run: Run, trained: Path, tmp_path: Path) -> None:
+    run("sample", f"run={trained}", "n=50", "format=csv", "out=samples")
+    samples = tmp_path / "samples" / "samples.csv"  # with a header, as sample.py writes it
+    for form in ("npy", "csv"):
+        result = run("sample", f"run={trained}", f"points={samples}", f"format={form}", "out=points")
+        assert result.status == 0, result.err
+    assert sorted(file.name for file in (tmp_path / "points").iterdir()) == ["log_prob.csv", "log_prob.npy"]
+    expected = np.loadtxt(tmp_path / "samples" / "log_prob.csv", skiprows=1)
+    np.testing.assert_allclose(np.load(tmp_path / "points" / "log_prob.npy"), expected, atol=1e-5)
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "points" / "log_prob.csv", skiprows=1), expected, atol=1e-5)
+
+
+def test_the_density_on_a_grid(run: Run, trained: Path, tmp_path: Path) -> None:
+    assert run("sample", f"run={trained}", "grid=60", "out=grid").status == 0
+    assert [file.name for file in (tmp_path / "grid").iterdir()] == ["density.npz"]
+    grid, loaded = np.load(tmp_path / "grid" / "density.npz"), load_run(trained)
+    x, y, log_prob = grid["x"], grid["y"], grid["log_prob"]
+    assert (x.shape, y.shape, log_prob.shape) == ((60,), (60,), (60, 60))
+    for axis, (low, high) in zip((x, y), loaded.window, strict=True):
+        np.testing.assert_allclose([axis[0] - low, high - axis[-1]], (high - low) / 120, rtol=1e-4)
+    with torch.no_grad():
+        np.testing.assert_allclose(
+            loaded.flow.log_prob(torch.tensor([[x[50], y[7]]])).numpy(), log_prob[7, 50], atol=1e-5
+        )
+    samples = loaded.flow.sample(20_000, torch.Generator().manual_seed(0)).numpy()
+    inside = np.logical_and(
+        *(abs(samples[:, i] - np.mean(loaded.window[i])) < np.ptp(loaded.window[i]) / 2 for i in (0, 1))
+    )
+    assert np.exp(log_prob).sum() * (x[1] - x[0]) * (y[1] - y[0]) == pytest.approx(inside.mean(), abs=0.02)
+
+
+def test_a_bad_file_of_points_is_named_with_its_line(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.csv").write_text("x,y\n1,2\n3\n")
+    result = run("sample", f"run={trained}", "points=bad.csv", "out=new")
+    assert result.status == 2
+    (line,) = result.err.strip().splitlines()
+    assert line.startswith("sample.py: points accepts a .csv file")
+    assert line.endswith("line 3 is '3'")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
+        ("points=nowhere.csv", "points accepts a .csv file of two numbers a line"),
+        ("grid=0", "grid accepts a whole number at least 1 and at most 4096"),
         ("n=0", "n accepts a whole number at least 1"),
         ("n=many", "n accepts a whole number"),
         ("format=txt", "format accepts npy | csv"),

@@ -117,10 +117,11 @@ def build_target(config: DictConfig) -> Target:
     """Build the target; of a density, the entropy is computed and kept.
 
     Raises:
-        ArgumentError: the density is too thin for its entropy to be known, or the file that the data come from is not
-            what it should be.
+        ArgumentError: the density is too thin for its entropy to be known, or its file is not what it should be.
     """
     target = build(config.data)
+    if not isinstance(target, Target):
+        raise ArgumentError("data._target_", "a class of datasets that can be sampled", repr(config.data._target_))
     try:
         if isinstance(target, TargetDensity):
             target.entropy  # noqa: B018

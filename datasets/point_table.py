@@ -1,0 +1,80 @@
+"""Points read from a CSV or NumPy file."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+
+from datasets.data_file import DataFile
+
+__all__ = ["LARGEST", "PointTable"]
+
+LARGEST = 1e30  # a float32 ends at 3e38, and points are squared
+
+
+class PointTable(DataFile):
+    """The points of a file, as `table`, shape (n, 2), float64.
+
+    A `.csv` file has two numbers a line, with a comma, a semicolon or a tab between them; its first line may be a
+    header. A `.npy` file has an array of shape (n, 2).
+
+    Args:
+        path: of the file.
+        sha256: digest that the file must have; None for any.
+        fewest: points that there must be.
+
+    Raises:
+        ArgumentError: the file is anything else; of a `.csv` file, the first bad line is named.
+    """
+
+    def __init__(self, path: str | None, sha256: str | None = None, fewest: int = 1) -> None:
+        super().__init__(
+            path, sha256, f"a .csv file of two numbers a line, or a .npy file of shape (n, 2), n >= {fewest}"
+        )
+        self.table = self._read_npy() if self.path.suffix.lower() == ".npy" else self._read_csv()
+        if len(self.table) < fewest:
+            raise self.refused(f"only {len(self.table)} points")
+
+    def _read_npy(self) -> np.ndarray:
+        try:
+            table = np.load(io.BytesIO(self.content), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise self.refused(f"not a NumPy array: {str(error).splitlines()[0]}") from error
+        if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "fiu":
+            raise self.refused(
+                f"it holds {table.dtype} of shape {table.shape}" if hasattr(table, "shape") else "no array"
+            )
+        bad = np.nonzero(~(np.abs(table.astype(np.float64)) < LARGEST).all(axis=1))[0]
+        if len(bad):
+            raise self.refused(f"row {bad[0]} (from 0) is {table[bad[0]].tolist()}")
+        return table.astype(np.float64)
+
+    def _read_csv(self) -> np.ndarray:
+        try:
+            text = self.content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = self.content.count(b"\n", 0, error.start) + 1
+            raise self.refused(f"line {line} is not text") from error
+        text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+        lines = text.replace(";", ",").replace("\t", ",").split("\n")
+        header = int(not any(_is_number(field, finite=False) for field in lines[0].split(",")))
+        try:
+            table = np.loadtxt(lines[header:], delimiter=",", comments=None, ndmin=2) if lines[header:] else None
+        except ValueError:
+            table = None
+        if table is not None and table.shape == (len(lines) - header, 2) and (np.abs(table) < LARGEST).all():
+            return table
+        for number, line in enumerate(lines[header:], header + 1):
+            fields = line.split(",")
+            if len(fields) != 2 or not all(_is_number(field, finite=True) for field in fields):
+                raise self.refused(f"line {number} is {text.split(chr(10))[number - 1][:60]!r}")
+        raise self.refused("no points")
+
+
+def _is_number(text: str, finite: bool) -> bool:
+    try:
+        value = float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return False
+    return value is not None and (not finite or abs(value) < LARGEST)
