@@ -77,9 +77,9 @@ def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
     for group in _by_shape(layers):
         W = torch.stack([layer.weight for layer in group])
         v = torch.stack([layer.v for layer in group]).unsqueeze(-1)
-        for _ in range(n):
-            u = functional.normalize(torch.bmm(W, v), dim=1)
-            v = functional.normalize(torch.bmm(W.mT, u), dim=1)
+        for _ in range(n):  # of W^T W, so that one vector needs to be normalized
+            v = functional.normalize(torch.bmm(W.mT, torch.bmm(W, v)), dim=1)
+        u = functional.normalize(torch.bmm(W, v), dim=1)
         torch._foreach_copy_([layer.u for layer in group], list(u.squeeze(-1)))
         torch._foreach_copy_([layer.v for layer in group], list(v.squeeze(-1)))
 
