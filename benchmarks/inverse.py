@@ -25,6 +25,7 @@ TOLERANCES = (1e-5, 1e-6)
 def trained(blocks: int, width: int, steps: int) -> ResidualFlow:
     """A flow that has learned moons for a while, so that its blocks are not the identity."""
     flow, target = ResidualFlow(2, Exact(), blocks, width, depth=2, activation="lipswish", coeff=0.98), Moons()
+    flow.compile_for(torch.device("cpu"))
     learner = Learner(flow, adam(flow, lr=5e-3), clip_norm=1.0, ema_decay=0.0, power_iterations=5)
     learner.initialize(target.sample(2048))
     flow.train()

@@ -15,6 +15,7 @@ from torch.nn import functional
 from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
+from flows.chain import ChainWeights, through_chain
 
 __all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "normalized_stack", "power_iterate"]
 
@@ -77,9 +78,9 @@ def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
     for group in _by_shape(layers):
         W = torch.stack([layer.weight for layer in group])
         v = torch.stack([layer.v for layer in group]).unsqueeze(-1)
-        for _ in range(n):
-            u = functional.normalize(torch.bmm(W, v), dim=1)
-            v = functional.normalize(torch.bmm(W.mT, u), dim=1)
+        for _ in range(n):  # of W^T W, so that one vector needs to be normalized
+            v = functional.normalize(torch.bmm(W.mT, torch.bmm(W, v)), dim=1)
+        u = functional.normalize(torch.bmm(W, v), dim=1)
         torch._foreach_copy_([layer.u for layer in group], list(u.squeeze(-1)))
         torch._foreach_copy_([layer.v for layer in group], list(v.squeeze(-1)))
 
@@ -124,6 +125,7 @@ class LipschitzMLP(nn.Module):
         activation: Annotated[str, OneOf(activation_names)],
     ) -> None:
         super().__init__()
+        self.compiled = False
         self.activations = nn.ModuleList(make_activation(activation) for _ in range(depth))
         hidden = width * self.activations[0].expansion
         sizes = [(dimensions, width), *[(hidden, width)] * (depth - 1), (hidden, dimensions)]
@@ -132,7 +134,7 @@ class LipschitzMLP(nn.Module):
     def normalize(self, dtype: torch.dtype) -> NormalizedMLP:
         """The network as it stands, its weights normalized once for all passes. In training mode it is fused."""
         weights = [(layer.normalized_weight().to(dtype), layer.bias.to(dtype)) for layer in self.layers]
-        return NormalizedMLP(weights, list(self.activations), fused=self.training)
+        return NormalizedMLP(weights, list(self.activations), fused=self.training, compiled=self.compiled)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return g(x), shapes (batch, d) to (batch, d)."""
@@ -157,11 +159,13 @@ class NormalizedMLP:
         activations: between the layers.
         fused: compute `forward_with_jacobian` as one autograd node, differentiable once (`flows/fused.py`),
             rather than by plain operations.
+        compiled: compute it by the C library (`flows/chain.py`) where no gradient is asked for.
     """
 
     weights: list[tuple[Tensor, Tensor]]
     activations: list[Activation]
     fused: bool
+    compiled: bool = False
 
     def parameters(self) -> list[Tensor]:
         """All that g depends on and may be differentiated by."""
@@ -186,6 +190,8 @@ class NormalizedMLP:
         """
         if self.fused and torch.is_grad_enabled():
             return fused.value_and_jacobian(x, self.weights, self.activations)
+        if self.compiled and not torch.is_grad_enabled() and x.device.type == "cpu":
+            return self._compiled(x)
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
@@ -195,6 +201,14 @@ class NormalizedMLP:
             h = functional.linear(value, weight, bias)
             tangents = functional.linear((slope.unflatten(1, units) * tangents.unsqueeze(2)).flatten(2), weight)
         return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
+
+    def _compiled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As a chain of one block without an affine map before it."""
+        weights, biases = ([tensor.unsqueeze(0) for tensor in part] for part in zip(*self.weights, strict=True))
+        parameter = torch.stack([activation.c_parameter() for activation in self.activations]).unsqueeze(0).to(x.dtype)
+        identity = x.new_ones(1, x.shape[1]), x.new_zeros(1, x.shape[1])
+        z, J = through_chain(type(self.activations[0]), x, ChainWeights(*identity, weights, biases, parameter))
+        return z - x, J[0]
 
 
 def _float64(x: Tensor) -> Tensor:

@@ -72,6 +72,8 @@ class ResidualFlow(Flow):
         except CompileError as error:
             return str(error)
         self.compiled = True
+        for net in self._nets:
+            net.compiled = True
         return None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

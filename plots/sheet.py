@@ -114,7 +114,10 @@ class Sheet:
         for axes, strip, density in shown:
             share = np.nan_to_num(density / strip.target.max(), nan=0.0, posinf=1.0)
             extent = (*strip.window[0], *strip.window[1])
-            drawn.append(axes.imshow(share, origin="lower", extent=extent, vmin=0, vmax=1, cmap=DENSITY_MAP))
+            aspect = axes.get_aspect()
+            drawn.append(
+                axes.imshow(share, origin="lower", extent=extent, vmin=0, vmax=1, cmap=DENSITY_MAP, aspect=aspect)
+            )
         write_png(path, pixels(self.figure))
         for image in drawn:
             image.remove()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flows import Flow
+from flows.chain import alone_in_threads
 from flows.lipschitz import LipschitzLinear, power_iterate
 from training.optimizers import AnyOptimizer
 
@@ -36,6 +38,7 @@ class Learner:
         self.clip_norm, self.ema_decay, self.power_iterations = clip_norm, ema_decay, power_iterations
         self.average = copy.deepcopy(flow).requires_grad_(False)
         self.steps = 0
+        self._threads = alone_in_threads if flow.compiled else contextlib.nullcontext
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._parameters = list(flow.parameters())
         self._average_parameters = list(self.average.parameters())
@@ -48,27 +51,29 @@ class Learner:
 
     def backward(self, x: Tensor) -> Tensor:
         """Compute the gradient of the NLL of `x`, shape (batch, d); return the NLL in nats, without graph."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = -self.flow.log_prob(x).mean()
-        loss.backward()
-        return loss.detach()
+        with self._threads():
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = -self.flow.log_prob(x).mean()
+            loss.backward()
+            return loss.detach()
 
     def update(self, rate: float) -> Tensor:
         """Move the weights by the gradient, at `rate` times the optimizer's peak learning rates.
 
         Returns the gradient's norm before it was cut: not finite where any of it is not.
         """
-        norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
-            group["lr"] = rate * peak
-        self.optimizer.step()
-        self.steps += 1
-        power_iterate(self._layers, self.power_iterations)
-        with torch.no_grad():
-            # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
-            decay = min(self.ema_decay, self.steps / (self.steps + 10))
-            torch._foreach_lerp_(self._average_parameters, self._parameters, 1 - decay)
-        return norm
+        with self._threads():
+            norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
+            for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+                group["lr"] = rate * peak
+            self.optimizer.step()
+            self.steps += 1
+            power_iterate(self._layers, self.power_iterations)
+            with torch.no_grad():
+                # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
+                decay = min(self.ema_decay, self.steps / (self.steps + 10))
+                torch._foreach_lerp_(self._average_parameters, self._parameters, 1 - decay)
+            return norm
 
     def converge(self) -> None:
         """Make every spectral norm exact, of the flow and of the average, so that what is evaluated is certified."""
