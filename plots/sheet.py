@@ -20,7 +20,7 @@ from plots.text import draw_text, to_grey_indices
 __all__ = ["Panel", "Sheet", "Strip"]
 
 SIDE, GAP, LINE = 170, 12, 13  # pixels: of a panel, between panels, of a line of text
-LEFT, TOP, RIGHT, BOTTOM = 30, 40, 64, 20
+LEFT, TOP, RIGHT, BOTTOM = 44, 40, 64, 20
 MOST_PANELS = 5  # beside a target, in a line
 LETTERS = 27  # of a line of a panel's title
 MOST_FRAMES, FRAME_MILLISECONDS, LAST_MILLISECONDS = 60, 250, 2000
