@@ -148,7 +148,10 @@ class ResidualFlow(Flow):
         return zip(*(net.layers for net in self._nets), strict=True)
 
     def _stacks(self) -> list[Tensor]:
-        return [normalized_stack(layers) for layers in self._layers()]
+        if self.training:
+            return [normalized_stack(layers) for layers in self._layers()]
+        # To the last bit those of the inverse, which takes them layer by layer.
+        return [torch.stack([layer.normalized_weight() for layer in layers]) for layers in self._layers()]
 
     def _normalized(self, dtype: torch.dtype) -> Iterator[NormalizedMLP]:
         """Each block's network, as `LipschitzMLP.normalize` gives it."""

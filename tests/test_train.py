@@ -194,7 +194,7 @@ class TestSettings:
 
     def test_without_a_compiler_training_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CC", "/there/is/none")
-        process = start("train", *TINY, NO_PLOTS, "trainer.epochs=1", cwd=tmp_path)
+        process = start("train", *TINY, NO_PLOTS, "trainer.epochs=1", "compile=true", cwd=tmp_path)
         _, err = process.communicate()
         assert process.returncode == 0
         assert err.startswith("compile=true: going on without, because nothing can be compiled here: there is no C")
