@@ -148,7 +148,7 @@ class ResidualFlow(Flow):
         return zip(*(net.layers for net in self._nets), strict=True)
 
     def _stacks(self) -> list[Tensor]:
-        if self.training:
+        if torch.is_grad_enabled():
             return [normalized_stack(layers) for layers in self._layers()]
         # To the last bit those of the inverse, which takes them layer by layer.
         return [torch.stack([layer.normalized_weight() for layer in layers]) for layers in self._layers()]

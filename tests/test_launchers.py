@@ -40,7 +40,7 @@ def test_cores_share_the_threads_and_a_failed_run_is_a_row(tmp_path: Path, monke
         "hydra.launcher.n_jobs=2",
         *SHORT,
         "optimizer=adam",
-        "optimizer.lr=1e-3,1e38",
+        "optimizer.lr=1e-3,1e6",
     )
     process = start("train", *arguments, "hydra.sweep.dir=sweep", cwd=tmp_path)
     _, err = process.communicate(timeout=120)
