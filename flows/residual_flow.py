@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import torch
@@ -14,11 +14,11 @@ from flows.actnorm import ActNorm
 from flows.bijection import Bijection
 from flows.chain import ChainWeights, CompileError, library, through_chain
 from flows.estimators import LogDetEstimator
-from flows.estimators.estimator import join
+from flows.estimators.estimator import Noise, join
 from flows.estimators.exact import log_det_plus_identity
 from flows.flow import Flow
 from flows.fused import compile_passes
-from flows.lipschitz import LipschitzMLP, NormalizedMLP, normalized_stack
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, NormalizedMLP, normalized_stack
 from flows.precision import widened
 from flows.residual_block import ResidualBlock
 from flows.standardize import Standardize
@@ -93,7 +93,7 @@ class ResidualFlow(Flow):
         log_det = log_det_plus_identity(jacobians.flatten(0, 1)).view(-1, len(x)).sum(dim=0) + log_scale
         return z.to(x.dtype), log_det.to(x.dtype)
 
-    def _forward_by_products(self, x: Tensor, noises: list) -> tuple[Tensor, Tensor]:
+    def _forward_by_products(self, x: Tensor, noises: Sequence[Noise | None]) -> tuple[Tensor, Tensor]:
         """As `Flow.forward`, with the weights of all blocks normalized at once."""
         nets, noises, z, terms = self._normalized(x.dtype), iter(noises), x, []
         for bijection in self.bijections:
@@ -143,7 +143,7 @@ class ResidualFlow(Flow):
     def _nets(self) -> list[LipschitzMLP]:
         return [bijection.net for bijection in self.bijections if isinstance(bijection, ResidualBlock)]
 
-    def _layers(self) -> Iterator[tuple]:
+    def _layers(self) -> Iterator[tuple[LipschitzLinear, ...]]:
         """The first layers of all blocks, then their second layers, and so on: those of one shape."""
         return zip(*(net.layers for net in self._nets), strict=True)
 
