@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -31,6 +32,12 @@ NORMFLOWS = {
     "normflows truncated": {"n_power_series": TRUNCATED, "reduce_memory": False},
     "normflows russian_roulette": {},  # its default: memory-saving
 }
+
+
+def batches(size: int, together: int = 64) -> Iterator[Tensor]:
+    """Batches of data, many drawn at once as the trainer does, for all alike."""
+    while True:
+        yield from Moons().sample(together * size).split(size)
 
 
 def our_step(
@@ -83,11 +90,7 @@ def main() -> None:
     table, results = [], []
     for size, batch in itertools.product(options.sizes, options.batches):
         blocks, width = (int(number) for number in size.split("x"))
-        target = Moons()
-
-        def draw(target: Moons = target, batch: int = batch) -> Tensor:
-            return target.sample(batch)
-
+        draw = functools.partial(next, batches(batch))
         contestants = {
             name: our_step(blocks, width, estimator, draw, options.plain) for name, (estimator, _) in OURS.items()
         }

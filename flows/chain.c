@@ -19,15 +19,19 @@ typedef float real;
 typedef int32_t bits;
 #endif
 
-#ifdef __AVX__
-enum { VECTOR_BYTES = 32 };
+/* A product works on tiles of C, TILE rows by VECTORS vectors, which with a row of B fill the registers. */
+#ifdef __AVX512F__
+#pragma GCC target("prefer-vector-width=512") /* gcc's own choice is half of it */
+enum { VECTOR_BYTES = 64, VECTORS = 1, TILE = 16 };
+#elif defined(__AVX__)
+enum { VECTOR_BYTES = 32, VECTORS = 2, TILE = 6 };
 #else
-enum { VECTOR_BYTES = 16 };
+enum { VECTOR_BYTES = 16, VECTORS = 2, TILE = 6 };
 #endif
 typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(real), PANEL = 2 * LANES, TILE = 6 };
+enum { LANES = VECTOR_BYTES / sizeof(real), PANEL = VECTORS * LANES };
 #define EACH_LANE for (int t = 0; t < PANEL; t++)
-#define EACH_VECTOR for (int t = 0; t < PANEL; t += LANES)
+#define EACH_VECTOR for (int v = 0, t = 0; v < VECTORS; v++, t += LANES)
 #define INLINE static inline __attribute__((always_inline))
 
 INLINE vector load(const real *from) { return *(const vector *)from; }
@@ -100,15 +104,23 @@ INLINE Activated activated(real a, real p) {
 
 /* ---- products of matrices in panels ---- */
 
-/* A tile of C (+)= A B: `rows` rows, one panel. Entry (i, k) of A is a[i * row + k * step]. */
-INLINE void tile(int rows, const real *a, ptrdiff_t row, ptrdiff_t step, const real *b, int n, vector *left, vector *right) {
+typedef vector Row[VECTORS];
+
+INLINE real sum_of(Row row) {
+    real sums[PANEL];
+    EACH_VECTOR store(sums + t, row[v]);
+    for (int half = PANEL / 2; half > 0; half /= 2) /* in pairs, so that a compiler can vectorize it */
+        for (int t = 0; t < half; t++) sums[t] += sums[t + half];
+    return sums[0];
+}
+
+/* A tile of C += A B: `rows` rows, one panel. Entry (i, k) of A is a[i * row + k * step]. */
+INLINE void tile(int rows, const real *a, ptrdiff_t row, ptrdiff_t step, const real *b, int n, Row *c) {
     for (int k = 0; k < n; k++, a += step, b += PANEL) {
-        vector b0 = load(b), b1 = load(b + LANES);
-#pragma GCC unroll 6
-        for (int i = 0; i < rows; i++) {
-            left[i] += a[i * row] * b0;
-            right[i] += a[i * row] * b1;
-        }
+        Row of_b;
+        EACH_VECTOR of_b[v] = load(b + t);
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) EACH_VECTOR c[i][v] += a[i * row] * of_b[v];
     }
 }
 
@@ -116,22 +128,22 @@ INLINE void tile(int rows, const real *a, ptrdiff_t row, ptrdiff_t step, const r
 static void product(int rows, int inner, int columns, const real *restrict A, const real *restrict B, real *restrict C) {
     for (int column = 0; column < columns; column += PANEL, B += (ptrdiff_t)inner * PANEL)
         for (int r = 0; r < rows; r += TILE) {
-            vector left[TILE] = {0}, right[TILE] = {0};
+            Row sums[TILE] = {{{0}}};
             for (int k = 0; k < inner; k += PANEL)
-                tile(TILE, A + (ptrdiff_t)k * rows + r * PANEL, PANEL, 1, B + k * PANEL, PANEL, left, right);
+                tile(TILE, A + (ptrdiff_t)k * rows + r * PANEL, PANEL, 1, B + k * PANEL, PANEL, sums);
             real *c = C + (ptrdiff_t)column * rows + r * PANEL;
-#pragma GCC unroll 6
-            for (int i = 0; i < TILE; i++) store(c + i * PANEL, left[i]), store(c + i * PANEL + LANES, right[i]);
+#pragma GCC unroll 16
+            for (int i = 0; i < TILE; i++) EACH_VECTOR store(c + i * PANEL + t, sums[i][v]);
         }
 }
 
 INLINE void add_tile(int rows, const real *a, int n, const real *b, real *c) {
-    vector left[TILE], right[TILE];
-#pragma GCC unroll 6
-    for (int i = 0; i < rows; i++) left[i] = load(c + i * PANEL), right[i] = load(c + i * PANEL + LANES);
-    tile(rows, a, 1, PANEL, b, n, left, right);
-#pragma GCC unroll 6
-    for (int i = 0; i < rows; i++) store(c + i * PANEL, left[i]), store(c + i * PANEL + LANES, right[i]);
+    Row sums[TILE];
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) EACH_VECTOR sums[i][v] = load(c + i * PANEL + t);
+    tile(rows, a, 1, PANEL, b, n, sums);
+#pragma GCC unroll 16
+    for (int i = 0; i < rows; i++) EACH_VECTOR store(c + i * PANEL + t, sums[i][v]);
 }
 
 /* C += A^T B: A is `inner` x rows and B `inner` x columns, in panels of `stride` rows. */
@@ -141,10 +153,9 @@ static void add_transposed_product(
         for (int panel = 0; panel < rows; panel += PANEL) {
             const real *a = A + (ptrdiff_t)panel * stride;
             real *c = C + (ptrdiff_t)column * rows + panel * PANEL;
-            for (int r = 0; r < PANEL;) /* 16 = 6 + 6 + 4, and 8 = 6 + 2 */
-                if (PANEL - r >= 6) add_tile(6, a + r, inner, B, c + r * PANEL), r += 6;
-                else if (PANEL - r >= 4) add_tile(4, a + r, inner, B, c + r * PANEL), r += 4;
-                else add_tile(2, a + r, inner, B, c + r * PANEL), r += 2;
+            int r = 0; /* the last tile is what is left: 16 = 6 + 6 + 4 */
+            for (; r + TILE <= PANEL; r += TILE) add_tile(TILE, a + r, inner, B, c + r * PANEL);
+            if (r < PANEL) add_tile(PANEL % TILE, a + r, inner, B, c + r * PANEL);
         }
 }
 
@@ -204,12 +215,16 @@ static void pack(const Chain *chain, int block, Packed *packed) {
             memcpy(packed->last + i * inner + u * wide, W + ((ptrdiff_t)i * UNITS + u) * w, w * sizeof(real));
 }
 
+/* An activation's derivatives at PANEL numbers, named as in Activated. */
+typedef struct { real s[UNITS][PANEL], c[UNITS][PANEL], h_by_p[UNITS][PANEL], s_by_p[UNITS][PANEL]; } Slopes;
+
 /* What one thread works in. */
 typedef struct {
     Packed weights;
     real *x;              /* (n, d): what enters the network */
     real **pre;           /* depth stacks of `width` columns: what enters each activation, the first without tangents */
     real *post;           /* stack of units * width columns: what leaves one */
+    real *slopes;         /* (width, n) in panels, of Slopes: the derivatives of the activation that was made last */
     real *by_post, *by_pre; /* the gradients by them */
     real *out;            /* (1 + d, n, d): value and Jacobian, or the gradient by them */
     real *by_x;           /* (n, d) */
@@ -235,6 +250,7 @@ static void lay_out(const Chain *chain, int n, int with_gradients, Arena *arena,
     work->post = take(arena, rows * inner);
     work->out = take(arena, (size_t)(1 + d) * n * d);
     work->by_x = take(arena, (size_t)n * d);
+    work->slopes = with_gradients ? take(arena, (size_t)n * wide * (sizeof(Slopes) / sizeof(real) / PANEL)) : NULL;
     work->by_post = with_gradients ? take(arena, rows * inner) : NULL;
     work->by_pre = with_gradients ? take(arena, rows * wide) : NULL;
 }
@@ -262,14 +278,14 @@ static void first_layer(const Chain *chain, int n, Work *work) {
     int d = chain->d, wide = padded(chain->width);
     for (int panel = 0; panel < wide; panel += PANEL)
         for (int r = 0; r < n; r++) {
-            vector left = load(work->weights.first_bias + panel), right = load(work->weights.first_bias + panel + LANES);
+            Row sums;
+            EACH_VECTOR sums[v] = load(work->weights.first_bias + panel + t);
             for (int j = 0; j < d; j++) {
                 real x = work->x[r * d + j];
-                left += x * load(work->weights.first + j * wide + panel);
-                right += x * load(work->weights.first + j * wide + panel + LANES);
+                EACH_VECTOR sums[v] += x * load(work->weights.first + j * wide + panel + t);
             }
             real *to = work->pre[0] + (ptrdiff_t)panel * n + r * PANEL;
-            store(to, left), store(to + LANES, right);
+            EACH_VECTOR store(to + t, sums[v]);
         }
 }
 
@@ -279,7 +295,7 @@ INLINE const real *tangent(const Work *work, int layer, int wide, int rows, int 
                  : work->weights.first + j * wide + panel;
 }
 
-/* post = phi(pre[layer]): h for the values, s times the tangent for the tangents. */
+/* post = phi(pre[layer]): h for the values, s times the tangent for the tangents. Leaves `slopes`, if there are any. */
 static void activate(const Chain *chain, int block, int layer, int n, Work *work) {
     int d = chain->d, wide = padded(chain->width), rows = whole_tiles((1 + d) * n);
     real p = chain->parameter[block * chain->depth + layer];
@@ -287,10 +303,20 @@ static void activate(const Chain *chain, int block, int layer, int n, Work *work
         for (int r = 0; r < n; r++) {
             const real *a = work->pre[layer] + (ptrdiff_t)panel * (layer ? rows : n) + r * PANEL;
             real h[UNITS][PANEL], s[UNITS][PANEL];
-            EACH_LANE {
-                Activated phi = activated(a[t], p);
-                for (int u = 0; u < UNITS; u++) h[u][t] = phi.h[u], s[u][t] = phi.s[u];
-            }
+            if (work->slopes) {
+                Slopes *slopes = (Slopes *)work->slopes + panel / PANEL * n + r;
+                EACH_LANE {
+                    Activated phi = activated(a[t], p);
+                    for (int u = 0; u < UNITS; u++) {
+                        h[u][t] = phi.h[u], s[u][t] = slopes->s[u][t] = phi.s[u], slopes->c[u][t] = phi.c[u];
+                        slopes->h_by_p[u][t] = phi.h_by_p[u], slopes->s_by_p[u][t] = phi.s_by_p[u];
+                    }
+                }
+            } else
+                EACH_LANE {
+                    Activated phi = activated(a[t], p);
+                    for (int u = 0; u < UNITS; u++) h[u][t] = phi.h[u], s[u][t] = phi.s[u];
+                }
             for (int u = 0; u < UNITS; u++) {
                 real *to = work->post + (ptrdiff_t)(u * wide + panel) * rows + r * PANEL;
                 EACH_VECTOR store(to + t, load(h[u] + t));
@@ -308,23 +334,30 @@ static void last_layer(const Chain *chain, int block, int n, Work *work) {
     const real *bias = chain->bias[chain->depth] + (ptrdiff_t)block * d;
     for (int r = 0; r < (1 + d) * n; r++)
         for (int i = 0; i < d; i++) {
-            vector left = {0}, right = {0};
+            Row sums = {{0}};
             for (int k = 0; k < inner; k += PANEL) {
                 const real *from = work->post + (ptrdiff_t)k * rows + r * PANEL;
-                left += load(from) * load(work->weights.last + i * inner + k);
-                right += load(from + LANES) * load(work->weights.last + i * inner + k + LANES);
+                EACH_VECTOR sums[v] += load(from + t) * load(work->weights.last + i * inner + k + t);
             }
-            left += right;
-            real sum = r < n ? bias[i] : 0;
-            for (int t = 0; t < LANES; t++) sum += left[t];
-            work->out[r * d + i] = sum;
+            work->out[r * d + i] = sum_of(sums) + (r < n ? bias[i] : 0);
         }
 }
 
 static void add_bias(const real *bias, int width, int n, int rows, real *stack) {
-    for (int column = 0; column < width; column++) {
-        real *to = stack + (ptrdiff_t)(column / PANEL) * rows * PANEL + column % PANEL;
-        for (int r = 0; r < n; r++) to[r * PANEL] += bias[column];
+    for (int panel = 0; panel < width; panel += PANEL) {
+        real here[PANEL] = {0}, *to = stack + (ptrdiff_t)panel * rows;
+        memcpy(here, bias + panel, sizeof(real) * (width - panel < PANEL ? width - panel : PANEL));
+        for (int r = 0; r < n; r++) EACH_LANE to[r * PANEL + t] += here[t];
+    }
+}
+
+/* The gradient by that bias, added to `by_bias`. */
+static void add_sums(const real *stack, int width, int n, int rows, real *by_bias) {
+    for (int panel = 0; panel < width; panel += PANEL) {
+        real sums[PANEL] = {0};
+        const real *from = stack + (ptrdiff_t)panel * rows;
+        for (int r = 0; r < n; r++) EACH_LANE sums[t] += from[r * PANEL + t];
+        for (int t = 0; t < PANEL && panel + t < width; t++) by_bias[panel + t] += sums[t];
     }
 }
 
@@ -390,44 +423,38 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
     return 1;
 }
 
-/* From by_post to by_pre, through the activation of `layer`; returns the gradient by its parameter. */
-static real pull_back(const Chain *chain, int block, int layer, int n, Work *work) {
+/* From by_post to by_pre, through the activation of `layer`, the one that was made last; returns the gradient by its
+ * parameter. */
+static real pull_back(const Chain *chain, int layer, int n, Work *work) {
     int d = chain->d, wide = padded(chain->width), rows = whole_tiles((1 + d) * n);
-    real p = chain->parameter[block * chain->depth + layer], by_p[PANEL] = {0};
+    real by_p[PANEL] = {0};
     for (int panel = 0; panel < wide; panel += PANEL)
         for (int r = 0; r < n; r++) {
-            const real *a = work->pre[layer] + (ptrdiff_t)panel * (layer ? rows : n) + r * PANEL;
+            const Slopes *slopes = (const Slopes *)work->slopes + panel / PANEL * n + r;
             const real *by_h = work->by_post + (ptrdiff_t)panel * rows + r * PANEL;
             real *by_a = work->by_pre + (ptrdiff_t)panel * rows + r * PANEL;
             const ptrdiff_t unit = (ptrdiff_t)wide * rows, next = (ptrdiff_t)n * PANEL;
-            real s[UNITS][PANEL], by_s[UNITS][PANEL] = {{0}}, sum[PANEL];
-            EACH_LANE {
-                Activated phi = activated(a[t], p);
-                for (int u = 0; u < UNITS; u++) s[u][t] = phi.s[u];
-            }
+            Row by_s[UNITS] = {{{0}}}, sum = {{0}};
             for (int j = 0; j < d; j++) {
                 const real *along = tangent(work, layer, wide, rows, n, panel, j, r);
-                vector sums[2] = {{0}, {0}};
+                Row sums = {{0}};
                 for (int u = 0; u < UNITS; u++) {
                     const real *by_column = by_h + u * unit + (1 + j) * next;
                     EACH_VECTOR {
-                        store(by_s[u] + t, load(by_s[u] + t) + load(by_column + t) * load(along + t));
-                        sums[t / LANES] += load(by_column + t) * load(s[u] + t);
+                        by_s[u][v] += load(by_column + t) * load(along + t);
+                        sums[v] += load(by_column + t) * load(slopes->s[u] + t);
                     }
                 }
-                EACH_VECTOR store(by_a + (1 + j) * next + t, sums[t / LANES]);
+                EACH_VECTOR store(by_a + (1 + j) * next + t, sums[v]);
             }
-            real by_value[UNITS][PANEL];
-            for (int u = 0; u < UNITS; u++) EACH_LANE by_value[u][t] = by_h[u * unit + t];
-            EACH_LANE {
-                Activated phi = activated(a[t], p);
-                sum[t] = 0;
-                for (int u = 0; u < UNITS; u++) {
-                    sum[t] += by_value[u][t] * phi.s[u] + by_s[u][t] * phi.c[u];
-                    by_p[t] += by_value[u][t] * phi.h_by_p[u] + by_s[u][t] * phi.s_by_p[u];
+            for (int u = 0; u < UNITS; u++)
+                EACH_VECTOR {
+                    vector by_value = load(by_h + u * unit + t);
+                    sum[v] += by_value * load(slopes->s[u] + t) + by_s[u][v] * load(slopes->c[u] + t);
+                    vector of_p = by_value * load(slopes->h_by_p[u] + t) + by_s[u][v] * load(slopes->s_by_p[u] + t);
+                    store(by_p + t, load(by_p + t) + of_p);
                 }
-            }
-            EACH_LANE by_a[t] = sum[t];
+            EACH_VECTOR store(by_a + t, sum[v]);
         }
     real total = 0;
     for (int t = 0; t < PANEL; t++) total += by_p[t];
@@ -443,20 +470,19 @@ static void leave_last_layer(const Chain *chain, int block, int n, Work *work, C
         const real *post = work->post + (ptrdiff_t)k * rows;
         real *by_post = work->by_post + (ptrdiff_t)k * rows;
         for (int i = 0; i < d; i++) {
-            vector left = {0}, right = {0};
-            vector w0 = load(work->weights.last + i * inner + k), w1 = load(work->weights.last + i * inner + k + LANES);
+            Row sums = {{0}};
             for (int r = 0; r < (1 + d) * n; r++) {
                 real by_out = work->out[r * d + i];
-                left += by_out * load(post + r * PANEL);
-                right += by_out * load(post + r * PANEL + LANES);
-                vector b0 = by_out * w0, b1 = by_out * w1;
-                if (i) b0 += load(by_post + r * PANEL), b1 += load(by_post + r * PANEL + LANES);
-                store(by_post + r * PANEL, b0);
-                store(by_post + r * PANEL + LANES, b1);
+                EACH_VECTOR {
+                    sums[v] += by_out * load(post + r * PANEL + t);
+                    vector by_h = by_out * load(work->weights.last + i * inner + k + t);
+                    if (i) by_h += load(by_post + r * PANEL + t);
+                    store(by_post + r * PANEL + t, by_h);
+                }
             }
             real *to = gradient->weight[chain->depth] + (((ptrdiff_t)block * d + i) * UNITS + k / wide) * w;
             for (int t = 0; t < PANEL && k % wide + t < w; t++)
-                to[k % wide + t] += t < LANES ? left[t] : right[t - LANES];
+                to[k % wide + t] += sums[t / LANES][t % LANES];
         }
     }
 }
@@ -464,25 +490,27 @@ static void leave_last_layer(const Chain *chain, int block, int n, Work *work, C
 /* Adds the gradient by the first layer, and to by_x. */
 static void leave_first_layer(const Chain *chain, int block, int n, Work *work, Chain *gradient) {
     int d = chain->d, w = chain->width, wide = padded(w), rows = whole_tiles((1 + d) * n);
-    real *by_weight = gradient->weight[0] + (ptrdiff_t)block * w * d, *by_bias = gradient->bias[0] + (ptrdiff_t)block * w;
+    real *by_weight = gradient->weight[0] + (ptrdiff_t)block * w * d;
+    add_sums(work->by_pre, w, n, rows, gradient->bias[0] + (ptrdiff_t)block * w);
     for (int panel = 0; panel < wide; panel += PANEL) {
         const real *by_pre = work->by_pre + (ptrdiff_t)panel * rows;
-        int columns = w - panel < PANEL ? w - panel : PANEL;
-        real sum[PANEL] = {0};
-        for (int r = 0; r < n; r++) EACH_LANE sum[t] += by_pre[r * PANEL + t];
-        for (int t = 0; t < columns; t++) by_bias[panel + t] += sum[t];
         for (int j = 0; j < d; j++) {
-            const real *first = work->weights.first + j * wide + panel;
-            real column[PANEL] = {0};
+            Row sums = {{0}};
             for (int r = 0; r < n; r++) {
-                real x = work->x[r * d + j], along = 0;
-                EACH_LANE column[t] += by_pre[r * PANEL + t] * x + by_pre[((1 + j) * n + r) * PANEL + t];
-                EACH_LANE along += by_pre[r * PANEL + t] * first[t];
-                work->by_x[r * d + j] += along;
+                real x = work->x[r * d + j];
+                EACH_VECTOR sums[v] += load(by_pre + r * PANEL + t) * x + load(by_pre + ((1 + j) * n + r) * PANEL + t);
             }
-            for (int t = 0; t < columns; t++) by_weight[(panel + t) * d + j] += column[t];
+            for (int t = 0; t < PANEL && panel + t < w; t++) by_weight[(panel + t) * d + j] += sums[t / LANES][t % LANES];
         }
     }
+    for (int r = 0; r < n; r++)
+        for (int j = 0; j < d; j++) {
+            Row along = {{0}};
+            for (int panel = 0; panel < wide; panel += PANEL)
+                EACH_VECTOR along[v] += load(work->by_pre + (ptrdiff_t)panel * rows + r * PANEL + t)
+                    * load(work->weights.first + j * wide + panel + t);
+            work->by_x[r * d + j] += sum_of(along);
+        }
 }
 
 /* The gradient of the samples from `begin` to `end`: added to `gradient`, which is zero before the first.
@@ -516,15 +544,9 @@ int backward(const Chain *chain, Chain *gradient, int64_t batch, int chunk, int6
             activate(chain, block, depth - 1, n, &work);
             leave_last_layer(chain, block, n, &work, gradient);
             for (int layer = depth - 1; layer >= 0; layer--) {
-                gradient->parameter[block * depth + layer] += pull_back(chain, block, layer, n, &work);
+                gradient->parameter[block * depth + layer] += pull_back(chain, layer, n, &work);
                 if (layer == 0) break;
-                real *by_bias = gradient->bias[layer] + (ptrdiff_t)block * w;
-                for (int column = 0; column < w; column++) {
-                    const real *from = work.by_pre + (ptrdiff_t)(column / PANEL) * rows * PANEL + column % PANEL;
-                    real sum = 0;
-                    for (int r = 0; r < n; r++) sum += from[r * PANEL];
-                    by_bias[column] += sum;
-                }
+                add_sums(work.by_pre, w, n, rows, gradient->bias[layer] + (ptrdiff_t)block * w);
                 activate(chain, block, layer - 1, n, &work);
                 add_transposed_product(wide, (1 + d) * n, rows, inner, work.by_pre, work.post, work.by_weight[layer]);
                 product(rows, wide, inner, work.by_pre, work.weights.backward[layer], work.by_post);

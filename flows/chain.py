@@ -173,10 +173,9 @@ class _Call:
                 self.inputs.data_ptr(), self.kept.data_ptr(), by_x.data_ptr(), by_jacobians.data_ptr(),
             )
         )  # fmt: skip
-        total = lines[0] if len(lines) == 1 else [
-            part.view_as(tensor) for part, tensor in zip(table.sum(0).split(sizes), self.tensors, strict=True)
-        ]  # fmt: skip
-        return [by_x, *total]
+        for line in table[1:]:
+            table[0] += line
+        return [by_x, *lines[0]]
 
     def _in_threads(self, work: Callable[[int, int, int], int]) -> None:
         """Call `work(begin, end, number)` for every share of the batch, the first in this thread."""

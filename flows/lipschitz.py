@@ -6,7 +6,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +16,9 @@ from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
 from flows.chain import ChainWeights, through_chain
+from flows.stacks import stacked
 
-__all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "normalized_stack", "power_iterate"]
+__all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "c_parameters", "normalized_stack", "power_iterate"]
 
 
 class LipschitzLinear(nn.Module):
@@ -76,25 +77,56 @@ class LipschitzLinear(nn.Module):
 def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
     """Move every layer's u and v by `n` power iterations, all layers of one shape in one batched product."""
     for group in _by_shape(layers):
-        W = torch.stack([layer.weight for layer in group])
-        v = torch.stack([layer.v for layer in group]).unsqueeze(-1)
+        W = stacked([layer.weight for layer in group])
+        v = stacked([layer.v for layer in group]).unsqueeze(-1)
         for _ in range(n):  # of W^T W, so that one vector needs to be normalized
-            v = functional.normalize(torch.bmm(W.mT, torch.bmm(W, v)), dim=1)
-        u = functional.normalize(torch.bmm(W, v), dim=1)
+            v = _normalized(torch.bmm(W.mT, torch.bmm(W, v)))
+        u = _normalized(torch.bmm(W, v))
         torch._foreach_copy_([layer.u for layer in group], list(u.squeeze(-1)))
         torch._foreach_copy_([layer.v for layer in group], list(v.squeeze(-1)))
+
+
+def _normalized(v: Tensor) -> Tensor:
+    return v.div_(torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min_(1e-12))
 
 
 def normalized_stack(layers: Sequence[LipschitzLinear]) -> Tensor:
     """`normalized_weight` of all `layers`, which are of one shape, as one tensor, shape (layers, n_out, n_in).
 
-    For a training step: a graph of a few nodes, where one layer at a time would make a few nodes each.
+    For a training step: one autograd node, where one layer at a time would make a few nodes each.
     """
-    W = torch.stack([layer.weight for layer in layers])
-    u, v = torch.stack([layer.u for layer in layers]), torch.stack([layer.v for layer in layers])
+    W = stacked([layer.weight for layer in layers])
+    u, v = stacked([layer.u for layer in layers]), stacked([layer.v for layer in layers])
     coeff = torch.tensor([layer.coeff for layer in layers], dtype=W.dtype).to(W.device, non_blocking=True)
-    sigma = (u.unsqueeze(1) @ W @ v.unsqueeze(2)).flatten()
-    return W * (coeff / torch.maximum(sigma, coeff))[:, None, None]
+    return _NormalizedStack.apply(W, u.unsqueeze(2), v.unsqueeze(2), coeff[:, None, None])
+
+
+class _NormalizedStack(torch.autograd.Function):
+    r""":math:`\tilde W = s W` with :math:`s = c / \max(c, \sigma)` and :math:`\sigma = u^T W v`, for many W at once.
+
+    With G the gradient by :math:`\tilde W`, that by W is
+    :math:`s G - [\sigma > c]\, \frac{s}{\sigma} \langle G, W \rangle\, u v^T`.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, u: Tensor, v: Tensor, coeff: Tensor) -> Tensor:
+        sigma = torch.bmm(u.mT, torch.bmm(W, v))
+        scale = coeff / torch.maximum(sigma, coeff)
+        ctx.save_for_backward(W, u, v, scale, torch.where(sigma > coeff, -scale / sigma, 0.0))
+        return W * scale
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
+        W, u, v, scale, by_scale = ctx.saved_tensors
+        along = torch.linalg.vecdot(G.flatten(1), W.flatten(1))[:, None, None]
+        return torch.baddbmm(G * scale, u * (by_scale * along), v.mT), None, None, None
+
+
+def c_parameters(activations: Sequence[Sequence[Activation]]) -> Tensor:
+    """`ChainWeights.parameter`, from the activations of every block."""
+    layers = [stacked([activation.own_parameter for activation in layer]) for layer in zip(*activations, strict=True)]
+    return type(activations[0][0]).c_parameter(torch.stack(layers, dim=1))
 
 
 def _by_shape(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
@@ -205,7 +237,7 @@ class NormalizedMLP:
     def _compiled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As a chain of one block without an affine map before it."""
         weights, biases = ([tensor.unsqueeze(0) for tensor in part] for part in zip(*self.weights, strict=True))
-        parameter = torch.stack([activation.c_parameter() for activation in self.activations]).unsqueeze(0).to(x.dtype)
+        parameter = c_parameters([self.activations]).to(x.dtype)
         identity = x.new_ones(1, x.shape[1]), x.new_zeros(1, x.shape[1])
         z, J = through_chain(type(self.activations[0]), x, ChainWeights(*identity, weights, biases, parameter))
         return z - x, J[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Annotated
 
@@ -18,9 +19,10 @@ from flows.estimators.estimator import Noise, join
 from flows.estimators.exact import log_det_plus_identity
 from flows.flow import Flow
 from flows.fused import compile_passes
-from flows.lipschitz import LipschitzLinear, LipschitzMLP, NormalizedMLP, normalized_stack
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, NormalizedMLP, c_parameters, normalized_stack
 from flows.precision import widened
 from flows.residual_block import ResidualBlock
+from flows.stacks import stacked
 from flows.standardize import Standardize
 
 __all__ = ["ResidualFlow"]
@@ -114,18 +116,17 @@ class ResidualFlow(Flow):
         nets = self._nets
         if norms:
             log_scale, shift = (
-                torch.stack([getattr(norm, name) for norm in norms]).to(x.dtype) for name in ("log_scale", "shift")
+                stacked([getattr(norm, name) for norm in norms]).to(x.dtype) for name in ("log_scale", "shift")
             )
         else:
             log_scale = shift = x.new_zeros(len(nets), self.dimensions)
         if self.compiled and x.device.type == "cpu":
-            parameters = [activation.c_parameter() for net in nets for activation in net.activations]
             chain = ChainWeights(
                 scale=log_scale[: len(nets)].exp(),
                 shift=shift[: len(nets)],
                 weights=[stack.to(x.dtype) for stack in self._stacks()],
-                biases=[torch.stack([layer.bias for layer in layers]).to(x.dtype) for layers in self._layers()],
-                parameter=torch.stack(parameters).view(len(nets), -1).to(x.dtype),
+                biases=[stacked([layer.bias for layer in layers]).to(x.dtype) for layers in self._layers()],
+                parameter=c_parameters([net.activations for net in nets]).to(x.dtype),
             )
             z, jacobians = through_chain(type(nets[0].activations[0]), x, chain)
             return norms[-1](z)[0] if norms else z, jacobians, log_scale.sum() + log_det
@@ -139,7 +140,7 @@ class ResidualFlow(Flow):
                 z = bijection(z)[0]
         return z, torch.stack(found), log_scale.sum() + log_det
 
-    @property
+    @functools.cached_property
     def _nets(self) -> list[LipschitzMLP]:
         return [bijection.net for bijection in self.bijections if isinstance(bijection, ResidualBlock)]
 

@@ -28,16 +28,16 @@ def test_orthogonalizing_keeps_the_singular_vectors() -> None:
 
 
 def test_a_step_is_that_of_the_formula() -> None:
-    weight = torch.nn.Parameter(torch.zeros(3, 8))
+    weight = torch.zeros(2, 3, 8, requires_grad=True)
     optimizer = Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.5)
-    momentum = torch.zeros(3, 8)
-    expected = torch.zeros(3, 8)
+    momentum = torch.zeros(2, 3, 8)
+    expected = torch.zeros(2, 3, 8)
     for seed in range(3):
-        gradient = torch.randn(3, 8, generator=torch.Generator().manual_seed(seed))
+        gradient = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
         weight.grad = gradient.clone()
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient
-        update = orthogonalize((0.1 * gradient + 0.9 * momentum).unsqueeze(0))[0]
+        update = orthogonalize(0.1 * gradient + 0.9 * momentum)
         expected = (1 - 0.1 * 0.5) * expected - 0.1 * 0.2 * 8**0.5 * update
     torch.testing.assert_close(weight.detach(), expected)
 
@@ -47,8 +47,12 @@ def test_every_parameter_has_its_optimizer() -> None:
     for build in (adam, muon):
         groups = build(flow, lr=1e-2).param_groups
         moved = [parameter for group in groups for parameter in group["params"]]
-        assert {id(parameter) for parameter in moved} == {id(parameter) for parameter in flow.parameters()}
-        assert len(moved) == len(list(flow.parameters()))
+        assert len(moved) == len({id(stack) for stack in moved})
+        assert sum(stack.numel() for stack in moved) == sum(parameter.numel() for parameter in flow.parameters())
+        with torch.no_grad():
+            for stack in moved:
+                stack.fill_(7)
+        assert all(bool((parameter == 7).all()) for parameter in flow.parameters())
 
 
 def test_state_goes_on_where_it_stopped() -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from flows import Flow
 from flows.chain import alone_in_threads
 from flows.lipschitz import LipschitzLinear, power_iterate
-from training.optimizers import AnyOptimizer
+from flows.stacks import stack_parameters
+from training.muon import Together
 
 __all__ = ["Learner"]
 
@@ -25,14 +26,14 @@ class Learner:
 
     Args:
         flow: the flow, on its device.
-        optimizer: of the flow's parameters; the learning rates it was built with are the schedule's peak.
+        optimizer: of the flow's stacks of parameters; the learning rates it was built with are the schedule's peak.
         clip_norm: the gradient's norm is cut to this.
         ema_decay: share of the average kept at each step; 0 makes the average the flow itself.
         power_iterations: power iterations after each step, to keep the spectral norms converged.
     """
 
     def __init__(
-        self, flow: Flow, optimizer: AnyOptimizer, clip_norm: float, ema_decay: float, power_iterations: int
+        self, flow: Flow, optimizer: Together, clip_norm: float, ema_decay: float, power_iterations: int
     ) -> None:
         self.flow, self.optimizer = flow, optimizer
         self.clip_norm, self.ema_decay, self.power_iterations = clip_norm, ema_decay, power_iterations
@@ -40,8 +41,8 @@ class Learner:
         self.steps = 0
         self._threads = alone_in_threads if flow.compiled else contextlib.nullcontext
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
-        self._parameters = list(flow.parameters())
-        self._average_parameters = list(self.average.parameters())
+        self._parameters = stack_parameters(flow)
+        self._average_parameters = stack_parameters(self.average)
         self._layers = _lipschitz_layers(flow)
 
     def initialize(self, x: Tensor) -> None:
@@ -52,7 +53,7 @@ class Learner:
     def backward(self, x: Tensor) -> Tensor:
         """Compute the gradient of the NLL of `x`, shape (batch, d); return the NLL in nats, without graph."""
         with self._threads():
-            self.optimizer.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad()
             loss = -self.flow.log_prob(x).mean()
             loss.backward()
             return loss.detach()

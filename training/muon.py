@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["Muon", "Together", "orthogonalize"]
 
@@ -39,34 +38,30 @@ class Muon(torch.optim.Optimizer):
     .. math:: W \leftarrow (1 - \eta \lambda) W
         - \eta\, 0.2 \sqrt{\max(m, n)}\; \mathrm{orthogonalize}(\text{Nesterov momentum})
 
-    for W of shape (m, n). The factor gives an update the size of one of Adam's (Liu et al. 2025, arXiv 2502.16982).
+    for every W of shape (m, n) in stacks of shape (k, m, n). The factor gives an update the size of one of Adam's
+    (Liu et al. 2025, arXiv 2502.16982).
     Without the weight decay :math:`\lambda` a spectrally normalized W, whose size does not matter, grows without end,
     and the update, whose size does not grow, counts for less and less: seen in runs of thousands of steps.
     """
 
-    def __init__(self, matrices: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
         for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                by_shape[parameter.shape].append(parameter)
-            for shape, matrices in by_shape.items():
-                gradients = torch.stack([matrix.grad for matrix in matrices])
-                # The momentum of all matrices of one shape is one tensor, kept as the state of the first.
-                state = self.state[matrices[0]]
+            for W in group["params"]:
+                state = self.state[W]
                 if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(gradients)
-                average = state["momentum"].lerp_(gradients, 1 - group["momentum"])
-                update = orthogonalize(torch.lerp(gradients, average, group["momentum"]))
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(matrices, list(update), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                    state["momentum"] = torch.zeros_like(W)
+                average = state["momentum"].lerp_(W.grad, 1 - group["momentum"])
+                update = orthogonalize(torch.lerp(W.grad, average, group["momentum"]))
+                W.mul_(1 - group["lr"] * group["weight_decay"])
+                W.add_(update, alpha=-group["lr"] * 0.2 * max(W.shape[-2:]) ** 0.5)
 
 
 class Together:
-    """Several optimizers, each of its own parameters, behind the interface of one."""
+    """One or more optimizers of stacked parameters, each of its own, behind the interface of one."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
         self.optimizers = optimizers
@@ -75,9 +70,10 @@ class Together:
     def param_groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def zero_grad(self) -> None:
+        """Set the gradients to zero in place: see :func:`~flows.stacks.stack_parameters`."""
         for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none)
+            optimizer.zero_grad(set_to_none=False)
 
     def step(self) -> None:
         for optimizer in self.optimizers:

@@ -5,23 +5,22 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from arguments import Range, checked
+from flows.stacks import stack_parameters
 from training.muon import Muon, Together
 
-__all__ = ["AnyOptimizer", "adam", "muon"]
-
-AnyOptimizer = torch.optim.Optimizer | Together
+__all__ = ["adam", "muon"]
 
 Rate = Annotated[float, Range(gt=0, le=1e6)]
 Decay = Annotated[float, Range(ge=0, lt=1)]
 
 
 @checked
-def adam(flow: nn.Module, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> torch.optim.Optimizer:
+def adam(flow: nn.Module, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> Together:
     """Adam (Kingma and Ba 2015) on all parameters of `flow`."""
-    return _adam(list(flow.parameters()), lr, beta1, beta2)
+    return Together(_adam(stack_parameters(flow), lr, beta1, beta2))
 
 
 @checked
@@ -35,11 +34,12 @@ def muon(
     beta2: Decay = 0.99,
 ) -> Together:
     """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters."""
-    matrices = [parameter for parameter in flow.parameters() if parameter.ndim == 2]
-    others = [parameter for parameter in flow.parameters() if parameter.ndim != 2]
+    stacks = stack_parameters(flow)
+    matrices = [stack for stack in stacks if stack.ndim == 3]
+    others = [stack for stack in stacks if stack.ndim != 3]
     return Together(Muon(matrices, lr, momentum, weight_decay), _adam(others, adam_lr, beta1, beta2))
 
 
-def _adam(parameters: list[nn.Parameter], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
+def _adam(parameters: list[Tensor], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
     fused = parameters[0].device.type in ("cpu", "cuda", "mps")  # one kernel for all parameters, where there is one
     return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), fused=fused)

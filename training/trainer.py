@@ -27,7 +27,7 @@ from training.diagnosis import ContractionError, NonFiniteError, diagnose, first
 from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
 from training.learner import Learner
-from training.optimizers import AnyOptimizer
+from training.muon import Together
 from training.tensorboard import TensorBoard
 
 __all__ = ["Trainer"]
@@ -91,7 +91,7 @@ class Trainer:
         self,
         flow: Flow,
         target: Target,
-        optimizer: AnyOptimizer,
+        optimizer: Together,
         folder: Path,
         seed: int,
         title: str,

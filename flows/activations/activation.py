@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import ClassVar
 
 import torch
@@ -28,14 +29,20 @@ class Activation(nn.Module):
     c_source: ClassVar[str | None] = None
     """The same in C, for `flows/chain.c`, which can do more at once than single operations; None to do without.
 
-    Statements that, from `a` and the number `p` that `c_parameter` returns, set for each u < m: `h[u]`, the value;
+    Statements that, from `a` and the number `p` that `c_parameter` makes, set for each u < m: `h[u]`, the value;
     `s[u]`, its derivative by a; `c[u]`, that one's; and, where there is a p, `h_by_p[u]` and `s_by_p[u]`. Numbers are
     of type `real`; `exponential`, `sigmoid` and `sine_and_cosine` are there. A test holds it to `value_and_derivative`.
     """
 
-    def c_parameter(self) -> Tensor:
-        """The number `p` of `c_source`, differentiable by the activation's parameters."""
-        return torch.zeros(())
+    @functools.cached_property
+    def own_parameter(self) -> Tensor:
+        """Its one parameter, a number; zero where it has none."""
+        return next(self.parameters(), torch.zeros(()))
+
+    @classmethod
+    def c_parameter(cls, raw: Tensor) -> Tensor:
+        """The numbers `p` of `c_source` for many activations, from `own_parameter` of each; any shape."""
+        return raw
 
     def forward(self, x: Tensor) -> Tensor:
         """Map `x`, shape (..., width), to shape (..., expansion * width), component by component."""

@@ -29,8 +29,7 @@ class CLipSwish(Activation):
         h_by_p[1] = h_by_p[0]; s_by_p[1] = s_by_p[0];
     """
 
-    def c_parameter(self) -> Tensor:
-        return self.lipswish.c_parameter()
+    c_parameter = LipSwish.c_parameter
 
     def __init__(self) -> None:
         super().__init__()

@@ -27,8 +27,9 @@ class LipSwish(Activation):
         h_by_p[0] = a * a * gg; s_by_p[0] = a * curve;
     """
 
-    def c_parameter(self) -> Tensor:
-        return functional.softplus(self.raw_beta)
+    @classmethod
+    def c_parameter(cls, raw: Tensor) -> Tensor:
+        return functional.softplus(raw)
 
     def __init__(self) -> None:
         super().__init__()

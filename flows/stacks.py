@@ -1,0 +1,62 @@
+"""The tensors of one role in all blocks, such as the weights of every first layer, as one tensor.
+
+Sixteen blocks have a hundred small parameters, and whatever a training step does with each of them costs more to start
+than to do. So they are laid into one storage, role by role. The modules go on as before: each of their parameters, and
+its gradient, is then a part of a stack.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["stack_parameters", "stacked"]
+
+
+def stack_parameters(module: nn.Module) -> list[Tensor]:
+    """Lay the parameters and buffers of one role, those whose names differ by the first number, into one storage.
+
+    Gradients by a parameter are summed up in `grad`, as ever, but in place: set them to zero, not to None. Moving the
+    module to another device or dtype undoes it. What is laid out already stays where it is.
+
+    Returns:
+        The stacks of the parameters, leaves of autograd: an optimizer of them is one of the parameters. That of
+        matrices has three dimensions, that of all else one.
+    """
+    roles: dict[tuple[str, torch.Size, torch.dtype], list[Tensor]] = defaultdict(list)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        roles[re.sub(r"\d+", "*", name, count=1), tensor.shape, tensor.dtype].append(tensor)
+    for tensors in roles.values():
+        if _stack_of(tensors) is None:
+            _lay_together(tensors)
+    return [tensors[0].stack for tensors in roles.values() if isinstance(tensors[0], nn.Parameter)]
+
+
+def stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """`torch.stack(tensors)`; without a copy where they are all the tensors of a stack, in their order."""
+    leaf = _stack_of(tensors)
+    return torch.stack(list(tensors)) if leaf is None else leaf.view(len(tensors), *tensors[0].shape)
+
+
+def _lay_together(tensors: Sequence[Tensor]) -> None:
+    first = tensors[0]
+    leaf = torch.stack([tensor.detach() for tensor in tensors])
+    leaf = (leaf if first.ndim == 2 else leaf.flatten()).requires_grad_(first.requires_grad)
+    leaf.grad = torch.zeros_like(leaf) if first.requires_grad else None
+    for tensor, part in zip(tensors, leaf.detach().view(len(tensors), *first.shape), strict=True):
+        tensor.data, tensor.stack = part, leaf
+    if first.requires_grad:
+        for tensor, part in zip(tensors, leaf.grad.view(len(tensors), *first.shape), strict=True):
+            tensor.grad = part
+
+
+def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
+    leaf, first, last = getattr(tensors[0], "stack", None), tensors[0], tensors[-1]
+    if leaf is None or leaf.numel() != len(tensors) * first.numel() or leaf.data_ptr() != first.data_ptr():
+        return None  # a copy of the module, or a part of the stack
+    is_whole = last.data_ptr() == first.data_ptr() + (len(tensors) - 1) * first.numel() * first.element_size()
+    return leaf if is_whole or first.is_meta else None

@@ -1,0 +1,70 @@
+"""Stacks of parameters: the same numbers and gradients as the modules' own."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from flows import ResidualFlow
+from flows.estimators import Exact
+from flows.stacks import stack_parameters, stacked
+
+
+def flow_of_seed(seed: int) -> ResidualFlow:
+    torch.manual_seed(seed)
+    return ResidualFlow(2, Exact(), blocks=3, width=8, depth=3, activation="lipswish").train()
+
+
+def test_a_stack_and_its_parts_are_one() -> None:
+    flow = flow_of_seed(0)
+    before = {name: parameter.clone() for name, parameter in flow.named_parameters()}
+    stacks = stack_parameters(flow)
+    assert sum(stack.numel() for stack in stacks) == sum(parameter.numel() for parameter in flow.parameters())
+    assert {stack.ndim for stack in stacks} == {1, 3}
+    for name, parameter in flow.named_parameters():
+        assert torch.equal(parameter, before[name])
+    with torch.no_grad():
+        for stack in stacks:
+            stack += 1
+    for name, parameter in flow.named_parameters():
+        assert torch.equal(parameter, before[name] + 1)
+
+
+def test_gradients_are_those_of_the_modules() -> None:
+    x = torch.randn(20, 2)
+    alone, together = flow_of_seed(1), flow_of_seed(1)
+    stacks = stack_parameters(together)
+    for step in range(2):
+        for flow in (alone, together):
+            flow.log_prob(x).sum().backward()
+        for (name, expected), found in zip(alone.named_parameters(), together.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, msg=f"{name}, step {step}")
+    assert all(bool(stack.grad.any()) for stack in stacks)
+
+
+def test_stacking_again_changes_nothing() -> None:
+    flow = flow_of_seed(2)
+    assert [id(stack) for stack in stack_parameters(flow)] == [id(stack) for stack in stack_parameters(flow)]
+
+
+def test_only_a_whole_stack_is_taken_without_a_copy() -> None:
+    flow = flow_of_seed(3)
+    stack_parameters(flow)
+    biases = [net.layers[0].bias for net in flow._nets]
+    for some in (biases, biases[:2], biases[1:], biases[::-1]):
+        assert torch.equal(stacked(some), torch.stack(some))
+    assert stacked(biases).data_ptr() == biases[0].data_ptr()
+    assert stacked(biases[:2]).data_ptr() != biases[0].data_ptr()
+
+
+def test_copies_and_other_dtypes_go_their_own_way() -> None:
+    flow = flow_of_seed(4)
+    stack_parameters(flow)
+    for other in (copy.deepcopy(flow), copy.deepcopy(flow).double()):
+        biases = [net.layers[0].bias for net in other._nets]
+        before = flow._nets[0].layers[0].bias.clone()
+        with torch.no_grad():
+            biases[0] += 1
+        assert torch.equal(stacked(biases), torch.stack(biases))
+        assert torch.equal(flow._nets[0].layers[0].bias, before)
