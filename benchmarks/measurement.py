@@ -21,6 +21,9 @@ from atomic import write_atomically
 
 __all__ = ["Timing", "arguments", "interleaved", "print_table", "ratio", "write_json"]
 
+PAUSE = 0.02
+"""Seconds before a turn: OpenMP's threads spin for some milliseconds after their work."""
+
 PACKAGES = ("torch", "numpy", "normflows", "torchflows", "zuko")
 
 
@@ -45,6 +48,9 @@ def ratio(slow: Timing, fast: Timing) -> tuple[float, float, float]:
 def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, Timing]:
     """Time each contestant once a round, A B C A B C ..., on the CPU or on CUDA.
 
+    A turn is a pause, then the work twice, timed the second time, as in a loop that does nothing else: the threads that
+    the contestant before has left spinning are asleep, and its own data are in the cache.
+
     Args:
         contestants: a name and what to time.
         rounds: how often.
@@ -54,6 +60,8 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in tqdm(range(warm_up + rounds), unit="round", leave=False, disable=None):
         for name, work in contestants.items():
+            time.sleep(PAUSE)
+            work()
             synchronize()
             began = time.perf_counter()
             work()

@@ -7,18 +7,9 @@ through a whole block. What it computes is `fused.value_and_jacobian` block afte
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import hashlib
-import os
-import platform
-import shlex
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,39 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from atomic import write_atomically
 from flows.activations import Activation
+from flows.compiled import CompileError, in_threads, library, shares
 
-__all__ = ["ChainWeights", "CompileError", "alone_in_threads", "library", "through_chain"]
+__all__ = ["ChainWeights", "library_of", "through_chain"]
 
 SOURCE = Path(__file__).with_name("chain.c")
-FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
 ROWS = 192  # of a stack of values and tangents: with a layer's weights it stays in a core's cache
-
-
-class CompileError(RuntimeError):
-    """The C library cannot be made here."""
-
-
-_threads_of_chain: int | None = None  # while `alone_in_threads`
-
-
-@contextlib.contextmanager
-def alone_in_threads() -> Iterator[None]:
-    """While entered, chains have all the threads that torch has, and torch's own operations have one.
-
-    In a training step what is left to torch is too small to be shared, and its threads, which wait for the next
-    operation by spinning, would take the cores from the chain's: steps would be a third longer.
-    """
-    global _threads_of_chain
-    before = torch.get_num_threads()
-    _threads_of_chain = before
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        _threads_of_chain = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +60,7 @@ def through_chain(activation: type[Activation], x: Tensor, chain: ChainWeights) 
         z, shape (batch, d), and the Jacobians of each g, shape (n, batch, d, d). Differentiable once.
 
     Raises:
-        CompileError: see `library`.
+        CompileError: see `library_of`.
     """
     return _Chain.apply(activation, x, *chain.tensors())
 
@@ -118,16 +83,13 @@ class _Call:
     """One pass forward, and what it leaves for the pass backward."""
 
     def __init__(self, activation: type[Activation], x: Tensor, tensors: list[Tensor]) -> None:
-        self.library, self.tensors = library(activation, x.dtype), tensors
+        self.library, self.tensors = library_of(activation, x.dtype), tensors
         self.depth = ChainWeights.of(tensors).parameter.shape[1]
         self.chain, self._pointers = self._struct(tensors)
         self.batch, self.d = x.shape
-        # As many threads as torch has, each with whole chunks. Their sums have the same order every time.
-        threads = _threads_of_chain or torch.get_num_threads()
-        self.chunk = max(1, min(ROWS // (1 + self.d), -(-self.batch // threads)))
-        chunks = -(-self.batch // self.chunk)
-        share = -(-chunks // threads) * self.chunk
-        self.shares = [(begin, min(begin + share, self.batch)) for begin in range(0, self.batch, share)]
+        # Small enough for the cache, and a chunk for every thread if the batch is small.
+        self.chunk = max(1, min(ROWS // (1 + self.d), shares(self.batch, 1)[0][1]))
+        self.shares = shares(self.batch, self.chunk)
 
     def _struct(self, tensors: list[Tensor]) -> tuple[_Struct, Any]:
         parts = ChainWeights.of(tensors)
@@ -148,7 +110,8 @@ class _Call:
         size = self.library.kept_numbers(ctypes.byref(self.chain), self.batch, self.chunk)
         self.kept = x.new_empty(size) if keep else None
         kept = self.kept.data_ptr() if keep and size else None
-        self._in_threads(
+        in_threads(
+            self.shares,
             lambda begin, end, _: self.library.forward(
                 ctypes.byref(self.chain), self.batch, self.chunk, begin, end,
                 self.inputs.data_ptr(), jacobians.data_ptr(), kept,
@@ -167,7 +130,8 @@ class _Call:
             for line in table
         ]
         gradients = [self._struct(line) for line in lines]
-        self._in_threads(
+        in_threads(
+            self.shares,
             lambda begin, end, number: self.library.backward(
                 ctypes.byref(self.chain), ctypes.byref(gradients[number][0]), self.batch, self.chunk, begin, end,
                 self.inputs.data_ptr(), self.kept.data_ptr(), by_x.data_ptr(), by_jacobians.data_ptr(),
@@ -176,13 +140,6 @@ class _Call:
         for line in table[1:]:
             table[0] += line
         return [by_x, *lines[0]]
-
-    def _in_threads(self, work: Callable[[int, int, int], int]) -> None:
-        """Call `work(begin, end, number)` for every share of the batch, the first in this thread."""
-        others = [_threads().submit(work, *share, number) for number, share in enumerate(self.shares) if number > 0]
-        done = [work(*self.shares[0], 0), *(other.result() for other in others)]
-        if not all(done):
-            raise MemoryError("no memory for a pass through a chain of blocks")
 
 
 class _Struct(ctypes.Structure):
@@ -195,70 +152,18 @@ class _Struct(ctypes.Structure):
 
 
 @functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="chain")
-
-
-@functools.cache
-def library(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
-    """The C library for one activation and dtype, compiled unless an earlier run has left it in the user's cache.
+def library_of(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
+    """`chain.c` for one activation and dtype.
 
     Raises:
-        CompileError: there is no C compiler, it fails, or the activation has no `c_source`.
+        CompileError: see :func:`~flows.compiled.library`; or the activation has no `c_source`.
     """
     if activation.c_source is None:
         raise CompileError(f"the activation {activation.__name__} has no c_source")
-    definitions = [f"-DUNITS={activation.expansion}", f"-DACTIVATION={' '.join(activation.c_source.split())}"]
-    if dtype == torch.float64:
-        definitions.append("-DDOUBLE")
-    compiler = (
-        shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
-    )
-    if not compiler or not shutil.which(compiler[0]):
-        raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'})")
-    command = [*compiler, *FLAGS, *definitions]
-    key = hashlib.sha256("\0".join([SOURCE.read_text(), *command, _processor()]).encode()).hexdigest()[:32]
-    path = _cache() / f"chain-{key}.so"
-    if not path.exists():
-        _compile(command, path)
-    loaded = ctypes.CDLL(str(path))
+    units, statements = f"-DUNITS={activation.expansion}", f"-DACTIVATION={' '.join(activation.c_source.split())}"
+    loaded = library(SOURCE, dtype, units, statements)
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     loaded.kept_numbers.argtypes, loaded.kept_numbers.restype = [pointer, number, ctypes.c_int], number
     loaded.forward.argtypes = [pointer, number, ctypes.c_int, number, number, pointer, pointer, pointer]
     loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer]
     return loaded
-
-
-def _compile(command: list[str], path: Path) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        made = Path(folder) / "chain.so"
-        for native in ("-march=native", "-mcpu=native"):  # compilers differ in the name, by processor
-            done = subprocess.run(
-                [*command, native, "-o", str(made), str(SOURCE), "-lm"], capture_output=True, text=True, check=False
-            )
-            if done.returncode == 0:
-                write_atomically(path, made.read_bytes())
-                return
-    message = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-    raise CompileError(f"{command[0]} fails: {message[0]}")
-
-
-@functools.cache
-def _cache() -> Path:
-    """Where compiled libraries are kept: the user's cache folder, or one of this process where there is none."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "residual-flows"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except OSError:
-        pass  # a home that cannot be written is no reason to compute slowly
-    return Path(tempfile.mkdtemp(prefix="residual-flows-"))
-
-
-def _processor() -> str:
-    """What decides which instructions there are: a cache may be shared by machines that differ."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    flags = [line for line in lines if line.startswith(("flags", "Features"))]
-    return "\0".join([platform.machine(), platform.processor(), *flags[:1]])

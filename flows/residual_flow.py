@@ -13,8 +13,9 @@ from arguments import OneOf, Range, checked
 from flows.activations import activation_names
 from flows.actnorm import ActNorm
 from flows.bijection import Bijection
-from flows.chain import ChainWeights, CompileError, library, through_chain
-from flows.estimators import LogDetEstimator
+from flows.chain import ChainWeights, library_of, through_chain
+from flows.compiled import CompileError
+from flows.estimators import LogDetEstimator, series
 from flows.estimators.estimator import Noise, join
 from flows.estimators.exact import log_det_plus_identity
 from flows.flow import Flow
@@ -70,10 +71,11 @@ class ResidualFlow(Flow):
             return compile_passes(device)
         try:
             for dtype in (torch.float32, torch.float64):  # for training; for all that follows
-                library(type(self._nets[0].activations[0]), dtype)
+                library_of(type(self._nets[0].activations[0]), dtype)
+                series.library_of(dtype)
         except CompileError as error:
             return str(error)
-        self.compiled = True
+        self.compiled = self.estimator.compiled = True
         for net in self._nets:
             net.compiled = True
         return None

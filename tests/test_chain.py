@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from flows import ResidualFlow
+from flows import ResidualFlow, compiled
 from flows.activations import activation_names
 from flows.activations.tanh import Tanh
-from flows.chain import CompileError, library
-from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
+from flows.chain import library_of
+from flows.compiled import CompileError
+from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated, series
 from flows.lipschitz import LipschitzLinear
 from flows.standardize import Standardize
 
@@ -24,6 +26,7 @@ CPU = torch.device("cpu")
 def compiled_copy(flow: ResidualFlow) -> ResidualFlow:
     twin = copy.deepcopy(flow)
     if reason := twin.compile_for(CPU):
+        assert "there is no C compiler" in reason, reason
         pytest.skip(reason)
     return twin
 
@@ -55,8 +58,8 @@ def value_and_gradients(flow: ResidualFlow, x: Tensor) -> list[Tensor]:
 def test_value_and_every_gradient(activation: str, dimensions: int, depth: int, threads: int) -> None:
     flow, x = make(Exact(), dimensions, depth=depth, activation=activation)
     torch.set_num_threads(threads)
-    for compiled, plain in zip(value_and_gradients(compiled_copy(flow), x), value_and_gradients(flow, x), strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-12)
+    for found, plain in zip(value_and_gradients(compiled_copy(flow), x), value_and_gradients(flow, x), strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("width", [1, 8, 33])
@@ -64,24 +67,31 @@ def test_value_and_every_gradient(activation: str, dimensions: int, depth: int, 
 def test_any_width_and_batch(width: int, batch: int) -> None:
     flow, x = make(Exact(), width=width, actnorm=False, activation="sincos")
     twin, x = compiled_copy(flow), x[:batch]
-    for compiled, plain in zip(value_and_gradients(twin, x), value_and_gradients(flow, x), strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-12)
+    for found, plain in zip(value_and_gradients(twin, x), value_and_gradients(flow, x), strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-12)
 
 
-ESTIMATORS = [Truncated(3), RussianRoulette(memory="standard"), RussianRoulette(share="batch")]
+ESTIMATORS = [
+    Truncated(3),
+    Truncated(6, gradient="neumann", n_probes=3),
+    RussianRoulette(memory="standard"),
+    RussianRoulette(share="batch", probe="rademacher"),
+    RussianRoulette(n_exact_terms=0, n_probes=2, distribution="poisson"),
+]
 
 
+@pytest.mark.parametrize("dimensions", [1, 2, 5])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_the_same_noise_gives_the_same_estimate(estimator: LogDetEstimator) -> None:
-    flow, x = make(estimator)
+def test_the_same_noise_gives_the_same_estimate(estimator: LogDetEstimator, dimensions: int) -> None:
+    flow, x = make(estimator, dimensions)
     twin, weight = compiled_copy(flow), torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     found = []
     for each in (twin, flow):
         torch.manual_seed(2)
         log_prob = each.log_prob(x)
         found.append([log_prob, *torch.autograd.grad(log_prob, each.parameters(), weight)])
-    for compiled, plain in zip(*found, strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=1e-11, atol=1e-12)
+    for found, plain in zip(*found, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-12)
 
 
 def test_float32_is_as_close_as_plain_operations_are() -> None:
@@ -100,8 +110,8 @@ def test_the_inverse_is_the_same(actnorm: bool) -> None:
     flow.eval()
     with torch.no_grad():
         z, log_det = flow(x)
-        for compiled, plain in zip(twin.inverse(z), flow.inverse(z), strict=True):
-            torch.testing.assert_close(compiled, plain, rtol=0, atol=1e-6)
+        for found, plain in zip(twin.inverse(z), flow.inverse(z), strict=True):
+            torch.testing.assert_close(found, plain, rtol=0, atol=1e-6)
         torch.testing.assert_close(twin.inverse(z)[0], x, rtol=0, atol=1e-6)
         torch.testing.assert_close(twin.inverse(z)[1], -log_det, rtol=0, atol=1e-5)
 
@@ -133,8 +143,8 @@ def test_a_standardize_before_all_is_counted(actnorm: bool, jacobian: str) -> No
             torch.testing.assert_close(each.train().log_prob(y), expected, rtol=1e-9, atol=1e-9)
             torch.testing.assert_close(each.eval().log_prob(y), expected, rtol=1e-9, atol=1e-9)
     flow.train()
-    for compiled, plain in zip(value_and_gradients(compiled_copy(flow), y), value_and_gradients(flow, y), strict=True):
-        torch.testing.assert_close(compiled, plain, rtol=1e-9, atol=1e-10)
+    for found, plain in zip(value_and_gradients(compiled_copy(flow), y), value_and_gradients(flow, y), strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-10)
 
 
 def test_not_finite_stays_not_finite() -> None:
@@ -154,14 +164,24 @@ class Without(Tanh):
 
 def test_where_nothing_can_be_compiled_it_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CompileError, match="Without has no c_source"):
-        library(Without, torch.float32)
+        library_of(Without, torch.float32)
     monkeypatch.setenv("CC", "false")
     with pytest.raises(CompileError, match="false fails: exit status 1"):
-        library(Fails, torch.float32)
+        library_of(Fails, torch.float32)
     monkeypatch.setenv("CC", "/there/is/none")
     with pytest.raises(CompileError, match="there is no C compiler"):
-        library(Fails, torch.float32)
+        library_of(Fails, torch.float32)
     flow = ResidualFlow(2, Exact(), blocks=1, width=3, activation="softplus")
-    library.cache_clear()
+    library_of.cache_clear()
     assert "there is no C compiler" in flow.compile_for(CPU)
     assert not flow.compiled
+
+
+def test_several_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first jobs of a sweep, started together, find an empty cache."""
+    compiled_copy(make(Exact())[0])  # skips where there is no compiler
+    monkeypatch.setattr(compiled, "_cache", lambda: tmp_path)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: compiled.library(series.SOURCE, torch.float32), range(4)))
+    assert all(hasattr(library, "series") for library in found)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".so"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from flows import Flow
-from flows.chain import alone_in_threads
+from flows.compiled import alone_in_threads
 from flows.lipschitz import LipschitzLinear, power_iterate
 from flows.stacks import stack_parameters
 from training.muon import Together

@@ -61,6 +61,9 @@ class LogDetEstimator(abc.ABC):
     A subclass writes `log_det`; one with randomness writes `draw_noise` too.
     """
 
+    compiled = False
+    """Whether to compute by compiled code where there is some: see `ResidualFlow.compile_for`."""
+
     def __init__(self, jacobian: JacobianMode = "auto") -> None:
         self.jacobian = jacobian
 

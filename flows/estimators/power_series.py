@@ -9,7 +9,7 @@ with m probes v of identity covariance (Hutchinson 1990) and weights :math:`w_k`
 from __future__ import annotations
 
 import abc
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from arguments import Range
 from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise, ResidualNet
 from flows.estimators.jacobian import DenseJacobian, Jacobian
+from flows.estimators.series import series
 
 __all__ = ["Gradient", "Memory", "PowerSeries", "Probe", "ProbeCount"]
 
@@ -24,6 +25,14 @@ ProbeCount = Annotated[int, Range(ge=1)]
 Probe = Literal["gaussian", "rademacher"]
 Gradient = Literal["series", "neumann"]
 Memory = Literal["standard", "saving"]
+
+
+class _Coefficients(NamedTuple):
+    """Of v^T J^k v in the estimate and of v^T J^k in the gradient, k = 0, 1, ...: (orders, powers); and how many."""
+
+    of_terms: Tensor
+    of_powers: Tensor
+    lengths: Tensor
 
 
 class PowerSeries(LogDetEstimator):
@@ -44,7 +53,7 @@ class PowerSeries(LogDetEstimator):
     def __init__(self, n_probes: int, probe: Probe, gradient: Gradient, memory: Memory, jacobian: JacobianMode) -> None:
         super().__init__(jacobian)
         self.n_probes, self.probe, self.gradient, self.memory = n_probes, probe, gradient, memory
-        self._tables: dict[int, tuple[Tensor, Tensor]] = {}  # of coefficients, by the largest N
+        self._tables: dict[tuple[int, torch.dtype], _Coefficients] = {}  # by the largest N
 
     @abc.abstractmethod
     def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -93,7 +102,13 @@ class PowerSeries(LogDetEstimator):
         log det(I + J) is the mean of :math:`\sum_v y^T (dJ) v`.
         """
         v = noise.probes
-        of_terms, of_powers = self._coefficients(noise.orders, v)
+        tables = self._coefficients(noise.orders, v.dtype)
+        if self.compiled and not differentiable and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
+            return series(jacobian.matrix(), v, noise.orders, tables.lengths, tables.of_terms, tables.of_powers)
+        of_terms, of_powers = (
+            (table if noise.orders is None else table[noise.orders]).to(v.device)
+            for table in (tables.of_terms, tables.of_powers)
+        )
         # Term by term, so that memory does not grow with their number.
         power, row, log_det = v, of_powers[:, :1, None] * v, v.new_zeros(len(v))
         for k in range(1, of_powers.shape[1]):
@@ -102,21 +117,20 @@ class PowerSeries(LogDetEstimator):
             row = torch.addcmul(row, of_powers[:, k, None, None], power)
         return log_det, row
 
-    def _coefficients(self, orders: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Coefficients of v^T J^k v in the estimate and of v^T J^k in the gradient, k = 0, 1, ...: (batch, powers).
-
-        For every N once and for all, then looked up: the host would spend more on them than on the series.
-        """
+    def _coefficients(self, orders: Tensor | None, dtype: torch.dtype) -> _Coefficients:
+        """For every N up to the largest of `orders`, once and for all: on the host, to look up."""
         largest = 0 if orders is None else int(orders.max())
-        if largest not in self._tables:
+        if (largest, dtype) not in self._tables:
             all_orders = None if orders is None else torch.arange(largest + 1, dtype=torch.float64, device="cpu")
             in_series, in_gradient = self.weights(all_orders)
             k = torch.arange(in_series.shape[1], dtype=torch.float64, device="cpu")
             sign = 1 - 2 * (k % 2)
-            of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0)
-            self._tables[largest] = of_terms / self.n_probes, sign * in_gradient / self.n_probes
-        tables = self._tables[largest]
-        return tuple((table if orders is None else table[orders]).to(like) for table in tables)
+            of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
+            of_powers = sign * in_gradient / self.n_probes
+            used = (of_terms != 0) | (of_powers != 0)
+            lengths = torch.where(used, k.long() + 1, 0).amax(dim=1)
+            self._tables[largest, dtype] = _Coefficients(of_terms.to(dtype), of_powers.to(dtype), lengths)
+        return self._tables[largest, dtype]
 
 
 class _BackwardInForward(torch.autograd.Function):

@@ -1,0 +1,130 @@
+"""C sources of this package, compiled when first needed, and the threads that run them."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+__all__ = ["CompileError", "alone_in_threads", "in_threads", "library", "shares"]
+
+FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
+
+
+class CompileError(RuntimeError):
+    """The C library cannot be made here."""
+
+
+_threads_alone: int | None = None  # while `alone_in_threads`
+
+
+@contextlib.contextmanager
+def alone_in_threads() -> Iterator[None]:
+    """While entered, compiled code has all the threads that torch has, and torch's own operations have one.
+
+    In a training step what is left to torch is too small to be shared, and its threads, which wait for the next
+    operation by spinning, would take the cores from the compiled code's: steps would be a third longer.
+    """
+    global _threads_alone
+    before = torch.get_num_threads()
+    _threads_alone = before
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _threads_alone = None
+
+
+def shares(batch: int, chunk: int) -> list[tuple[int, int]]:
+    """Cut `range(batch)` into one part a thread, of whole chunks: always the same, so that sums have one order."""
+    share = -(-batch // (chunk * (_threads_alone or torch.get_num_threads()))) * chunk
+    return [(begin, min(begin + share, batch)) for begin in range(0, batch, share)]
+
+
+def in_threads(parts: list[tuple[int, int]], work: Callable[[int, int, int], int]) -> None:
+    """Call `work(begin, end, number)` for every part, the first in this thread.
+
+    Raises:
+        MemoryError: a call returns 0.
+    """
+    others = [_pool().submit(work, *part, number) for number, part in enumerate(parts) if number > 0]
+    done = [work(*parts[0], 0), *(other.result() for other in others)]
+    if not all(done):
+        raise MemoryError("no memory for compiled code to work in")
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="compiled")
+
+
+def library(source: Path, dtype: torch.dtype, *definitions: str) -> ctypes.CDLL:
+    """The library of a C source for one dtype, compiled unless an earlier run has left it in the user's cache.
+
+    Raises:
+        CompileError: there is no C compiler, or it fails.
+    """
+    if dtype == torch.float64:
+        definitions = (*definitions, "-DDOUBLE")
+    compiler = (
+        shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
+    )
+    if not compiler or not shutil.which(compiler[0]):
+        raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'})")
+    command = [*compiler, *FLAGS, *definitions]
+    key = hashlib.sha256("\0".join([source.read_text(), *command, _processor()]).encode()).hexdigest()[:32]
+    path = _cache() / f"{source.stem}-{key}.so"
+    if not path.exists():
+        _compile(command, source, path)
+    return ctypes.CDLL(str(path))
+
+
+def _compile(command: list[str], source: Path, path: Path) -> None:
+    # In a folder of its own, since another process may be compiling the same, then renamed: what has a name is whole.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
+        for native in ("-march=native", "-mcpu=native"):  # compilers differ in the name, by processor
+            done = subprocess.run(
+                [*command, native, "-o", str(made), str(source), "-lm"], capture_output=True, text=True, check=False
+            )
+            if done.returncode == 0:
+                with made.open("rb") as file:
+                    os.fsync(file.fileno())
+                made.replace(path)
+                return
+    lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+    raise CompileError(f"{command[0]} fails: {next((line for line in lines if 'error' in line), lines[0])}")
+
+
+@functools.cache
+def _cache() -> Path:
+    """Where compiled libraries are kept: the user's cache folder, or one of this process where there is none."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "residual-flows"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass  # a home that cannot be written is no reason to compute slowly
+    return Path(tempfile.mkdtemp(prefix="residual-flows-"))
+
+
+def _processor() -> str:
+    """What decides which instructions there are: a cache may be shared by machines that differ."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    flags = [line for line in lines if line.startswith(("flags", "Features"))]
+    return "\0".join([platform.machine(), platform.processor(), *flags[:1]])
