@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    from training.interruption import exit_quietly
+
+    exit_quietly()  # on Ctrl-C while all the rest is imported
+
 import io
 from dataclasses import dataclass
 from pathlib import Path

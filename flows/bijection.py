@@ -12,6 +12,9 @@ __all__ = ["Bijection"]
 class Bijection(nn.Module, abc.ABC):
     """An invertible, differentiable map of R^d with a tractable log-determinant."""
 
+    inverse_bound: float | None = None
+    """The largest error, relative to max(1, |z|), that the last inverse could have; None where it is a closed form."""
+
     @abc.abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return z and log |det dz/dx|: shapes (batch, d) to (batch, d) and (batch,).
@@ -22,6 +25,10 @@ class Bijection(nn.Module, abc.ABC):
     @abc.abstractmethod
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """Return x with `forward(x) = z`, and log |det dx/dz|: shapes (batch, d) to (batch, d) and (batch,)."""
+
+    def preimage(self, z: Tensor) -> Tensor:
+        """Return the x of `inverse` alone, which may cost less."""
+        return self.inverse(z)[0]
 
     def initialize(self, x: Tensor) -> Tensor:
         """Set parameters that depend on data from a first batch `x`, shape (batch, d); return forward(x)'s z."""

@@ -221,6 +221,7 @@ typedef struct { real s[UNITS][PANEL], c[UNITS][PANEL], h_by_p[UNITS][PANEL], s_
 /* What one thread works in. */
 typedef struct {
     Packed weights;
+    int stacked;          /* what a stack has of each sample: its value and d tangents, or its value alone */
     real *x;              /* (n, d): what enters the network */
     real **pre;           /* depth stacks of `width` columns: what enters each activation, the first without tangents */
     real *post;           /* stack of units * width columns: what leaves one */
@@ -297,7 +298,7 @@ INLINE const real *tangent(const Work *work, int layer, int wide, int rows, int 
 
 /* post = phi(pre[layer]): h for the values, s times the tangent for the tangents. Leaves `slopes`, if there are any. */
 static void activate(const Chain *chain, int block, int layer, int n, Work *work) {
-    int d = chain->d, wide = padded(chain->width), rows = whole_tiles((1 + d) * n);
+    int wide = padded(chain->width), rows = whole_tiles(work->stacked * n);
     real p = chain->parameter[block * chain->depth + layer];
     for (int panel = 0; panel < wide; panel += PANEL)
         for (int r = 0; r < n; r++) {
@@ -320,7 +321,7 @@ static void activate(const Chain *chain, int block, int layer, int n, Work *work
             for (int u = 0; u < UNITS; u++) {
                 real *to = work->post + (ptrdiff_t)(u * wide + panel) * rows + r * PANEL;
                 EACH_VECTOR store(to + t, load(h[u] + t));
-                for (int j = 0; j < d; j++) {
+                for (int j = 0; j < work->stacked - 1; j++) {
                     const real *from = tangent(work, layer, wide, rows, n, panel, j, r);
                     EACH_VECTOR store(to + (1 + j) * n * PANEL + t, load(s[u] + t) * load(from + t));
                 }
@@ -330,9 +331,9 @@ static void activate(const Chain *chain, int block, int layer, int n, Work *work
 
 /* out = W post, of the last layer; the bias is added to the values. */
 static void last_layer(const Chain *chain, int block, int n, Work *work) {
-    int d = chain->d, inner = UNITS * padded(chain->width), rows = whole_tiles((1 + d) * n);
+    int d = chain->d, inner = UNITS * padded(chain->width), rows = whole_tiles(work->stacked * n);
     const real *bias = chain->bias[chain->depth] + (ptrdiff_t)block * d;
-    for (int r = 0; r < (1 + d) * n; r++)
+    for (int r = 0; r < work->stacked * n; r++)
         for (int i = 0; i < d; i++) {
             Row sums = {{0}};
             for (int k = 0; k < inner; k += PANEL) {
@@ -382,7 +383,7 @@ static void enter_block(const Chain *chain, int block, int n, const real *z, Wor
 
 /* g and J at work->x, into work->out. `pre` of layers 2 to depth must point to where they belong. */
 static void evaluate_block(const Chain *chain, int block, int n, Work *work) {
-    int d = chain->d, w = chain->width, wide = padded(w), rows = whole_tiles((1 + d) * n);
+    int w = chain->width, wide = padded(w), rows = whole_tiles(work->stacked * n);
     first_layer(chain, n, work);
     for (int layer = 1; layer < chain->depth; layer++) {
         activate(chain, block, layer - 1, n, work);
@@ -395,7 +396,7 @@ static void evaluate_block(const Chain *chain, int block, int n, Work *work) {
 
 /* Carries the samples from `begin` to `end` through the chain; `begin` is a multiple of `chunk`.
  *   inputs   (blocks + 1, batch, d): the first is given; what enters each block and leaves the last
- *   jacobian (blocks, batch, d, d)
+ *   jacobian (blocks, batch, d, d), or NULL
  *   kept     for `backward`, or NULL
  * Returns 0 if there is no memory. */
 int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, real *inputs, real *jacobian, real *kept) {
@@ -403,6 +404,7 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
     Arena arena;
     Work work;
     if (!begin_work(chain, chunk, 0, &arena, &work)) return 0;
+    work.stacked = jacobian ? 1 + d : 1;
     for (int block = 0; block < chain->blocks; block++) {
         pack(chain, block, &work.weights);
         for (int64_t start = begin; start < end; start += chunk) {
@@ -411,13 +413,63 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
             for (int layer = 1; layer < chain->depth && kept; layer++)
                 work.pre[layer] = kept_of(chain, kept, batch, chunk, block, layer, start);
             evaluate_block(chain, block, n, &work);
-            real *z = inputs + ((block + 1) * batch + start) * d, *J = jacobian + (block * batch + start) * d * d;
+            real *z = inputs + ((block + 1) * batch + start) * d;
+            for (int k = 0; k < n * d; k++) z[k] = work.x[k] + work.out[k];
+            if (!jacobian) continue;
+            real *J = jacobian + (block * batch + start) * d * d;
             for (int r = 0; r < n; r++)
-                for (int i = 0; i < d; i++) {
-                    z[r * d + i] = work.x[r * d + i] + work.out[r * d + i];
+                for (int i = 0; i < d; i++)
                     for (int j = 0; j < d; j++) J[(r * d + i) * d + j] = work.out[((1 + j) * n + r) * d + i];
-                }
         }
+    }
+    end_work(&arena, &work);
+    return 1;
+}
+
+/* M, d x d, becomes its inverse: Gauss and Jordan without pivots, since for M = I + J with |J| < 1 none is near zero. */
+static void invert(int d, real *M) {
+    for (int k = 0; k < d; k++) {
+        real pivot = 1 / M[k * d + k];
+        M[k * d + k] = 1;
+        for (int j = 0; j < d; j++) M[k * d + j] *= pivot;
+        for (int i = 0; i < d; i++) {
+            if (i == k) continue;
+            real factor = M[i * d + k];
+            M[i * d + k] = 0;
+            for (int j = 0; j < d; j++) M[i * d + j] -= factor * M[k * d + j];
+        }
+    }
+}
+
+/* `steps` Newton steps from x = z towards x + g(x) = z, g of a chain of one block; its affine map is not used.
+ *   z, x      (batch, d)
+ *   inverse   (batch, d, d): (I + J)^-1 as it was at the last step
+ * Returns 0 if there is no memory. */
+int newton(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, int steps, const real *z, real *x,
+           real *inverse) {
+    int d = chain->d;
+    Arena arena;
+    Work work;
+    (void)batch;
+    if (!begin_work(chain, chunk, 0, &arena, &work)) return 0;
+    work.stacked = 1 + d;
+    pack(chain, 0, &work.weights);
+    for (int64_t start = begin; start < end; start += chunk) {
+        int n = end - start < chunk ? end - start : chunk;
+        memcpy(work.x, z + start * d, sizeof(real) * n * d);
+        for (int step = 0; step < steps; step++) {
+            evaluate_block(chain, 0, n, &work);
+            for (int r = 0; r < n; r++) {
+                real *M = inverse + (start + r) * d * d, *here = work.x + r * d, residual[d];
+                for (int i = 0; i < d; i++)
+                    for (int j = 0; j < d; j++) M[i * d + j] = (i == j) + work.out[((1 + j) * n + r) * d + i];
+                invert(d, M);
+                for (int i = 0; i < d; i++) residual[i] = z[(start + r) * d + i] - here[i] - work.out[r * d + i];
+                for (int i = 0; i < d; i++)
+                    for (int j = 0; j < d; j++) here[i] += M[i * d + j] * residual[j];
+            }
+        }
+        memcpy(x + start * d, work.x, sizeof(real) * n * d);
     }
     end_work(&arena, &work);
     return 1;
@@ -523,6 +575,7 @@ int backward(const Chain *chain, Chain *gradient, int64_t batch, int chunk, int6
     Arena arena;
     Work work;
     if (!begin_work(chain, chunk, 1, &arena, &work)) return 0;
+    work.stacked = 1 + d;
     for (int block = chain->blocks - 1; block >= 0; block--) {
         pack(chain, block, &work.weights);
         for (int layer = 1; layer < depth; layer++) memset(work.by_weight[layer], 0, sizeof(real) * wide * inner);

@@ -20,9 +20,10 @@ from torch import Tensor
 from flows.activations import Activation
 from flows.compiled import CompileError, in_threads, library, shares
 
-__all__ = ["ChainWeights", "library_of", "through_chain"]
+__all__ = ["ChainWeights", "library_of", "newton_through_chain", "through_chain", "values_through_chain"]
 
 SOURCE = Path(__file__).with_name("chain.c")
+WORK = 1_500_000  # samples times a block's width squared, of all blocks: with less a thread is not worth its start
 ROWS = 192  # of a stack of values and tangents: with a layer's weights it stays in a core's cache
 
 
@@ -65,6 +66,19 @@ def through_chain(activation: type[Activation], x: Tensor, chain: ChainWeights) 
     return _Chain.apply(activation, x, *chain.tensors())
 
 
+def values_through_chain(activation: type[Activation], x: Tensor, chain: ChainWeights) -> Tensor:
+    """As :func:`through_chain`, z alone, without graph."""
+    tensors = [tensor.detach().contiguous() for tensor in chain.tensors()]
+    return _Call(activation, x, tensors).forward(x, keep=False, with_jacobians=False)[0]
+
+
+def newton_through_chain(
+    activation: type[Activation], z: Tensor, chain: ChainWeights, steps: int
+) -> tuple[Tensor, Tensor]:
+    """As `NormalizedMLP.newton`, through a chain of one block without an affine map before it."""
+    return _Call(activation, z, [tensor.detach().contiguous() for tensor in chain.tensors()]).newton(z, steps)
+
+
 class _Chain(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, activation: type[Activation], x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
@@ -87,9 +101,10 @@ class _Call:
         self.depth = ChainWeights.of(tensors).parameter.shape[1]
         self.chain, self._pointers = self._struct(tensors)
         self.batch, self.d = x.shape
-        # Small enough for the cache, and a chunk for every thread if the batch is small.
-        self.chunk = max(1, min(ROWS // (1 + self.d), shares(self.batch, 1)[0][1]))
-        self.shares = shares(self.batch, self.chunk)
+        # Small enough for the cache, and a chunk for every thread if the batch is small but its work is not.
+        least = max(1, WORK // (self.chain.blocks * self.chain.width**2))
+        self.chunk = max(1, min(ROWS // (1 + self.d), shares(self.batch, 1, least)[0][1]))
+        self.shares = shares(self.batch, self.chunk, least)
 
     def _struct(self, tensors: list[Tensor]) -> tuple[_Struct, Any]:
         parts = ChainWeights.of(tensors)
@@ -102,11 +117,11 @@ class _Call:
         blocks, depth = parts.parameter.shape
         return _Struct(d, width, depth, blocks, *pointers, parts.parameter.data_ptr()), arrays
 
-    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, keep: bool, with_jacobians: bool = True) -> tuple[Tensor, Tensor | None]:
         blocks = self.chain.blocks
         self.inputs = x.new_empty(blocks + 1, self.batch, self.d)
         self.inputs[0] = x
-        jacobians = x.new_empty(blocks, self.batch, self.d, self.d)
+        jacobians = x.new_empty(blocks, self.batch, self.d, self.d) if with_jacobians else None
         size = self.library.kept_numbers(ctypes.byref(self.chain), self.batch, self.chunk)
         self.kept = x.new_empty(size) if keep else None
         kept = self.kept.data_ptr() if keep and size else None
@@ -114,10 +129,22 @@ class _Call:
             self.shares,
             lambda begin, end, _: self.library.forward(
                 ctypes.byref(self.chain), self.batch, self.chunk, begin, end,
-                self.inputs.data_ptr(), jacobians.data_ptr(), kept,
+                self.inputs.data_ptr(), None if jacobians is None else jacobians.data_ptr(), kept,
             )
         )  # fmt: skip
         return self.inputs[-1].clone(), jacobians
+
+    def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        x, inverse = torch.empty_like(z), z.new_empty(self.batch, self.d, self.d)
+        z = z.contiguous()
+        in_threads(
+            self.shares,
+            lambda begin, end, _: self.library.newton(
+                ctypes.byref(self.chain), self.batch, self.chunk, begin, end,
+                steps, z.data_ptr(), x.data_ptr(), inverse.data_ptr(),
+            )
+        )  # fmt: skip
+        return x, inverse
 
     def backward(self, by_z: Tensor, by_jacobians: Tensor) -> list[Tensor]:
         """The gradients by x and by each of `tensors`."""
@@ -165,5 +192,6 @@ def library_of(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     loaded.kept_numbers.argtypes, loaded.kept_numbers.restype = [pointer, number, ctypes.c_int], number
     loaded.forward.argtypes = [pointer, number, ctypes.c_int, number, number, pointer, pointer, pointer]
+    loaded.newton.argtypes = [pointer, number, ctypes.c_int, number, number, ctypes.c_int, pointer, pointer, pointer]
     loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer]
     return loaded

@@ -38,6 +38,9 @@ def alone_in_threads() -> Iterator[None]:
     operation by spinning, would take the cores from the compiled code's: steps would be a third longer.
     """
     global _threads_alone
+    if _threads_alone is not None:
+        yield
+        return
     before = torch.get_num_threads()
     _threads_alone = before
     torch.set_num_threads(1)
@@ -48,9 +51,13 @@ def alone_in_threads() -> Iterator[None]:
         _threads_alone = None
 
 
-def shares(batch: int, chunk: int) -> list[tuple[int, int]]:
-    """Cut `range(batch)` into one part a thread, of whole chunks: always the same, so that sums have one order."""
-    share = -(-batch // (chunk * (_threads_alone or torch.get_num_threads()))) * chunk
+def shares(batch: int, chunk: int, least: int = 1) -> list[tuple[int, int]]:
+    """Cut `range(batch)` into one part a thread, of whole chunks, none but the last smaller than `least`.
+
+    Always in the same way, so that sums have one order.
+    """
+    share = max(-(-batch // (_threads_alone or torch.get_num_threads())), least)
+    share = -(-share // chunk) * chunk
     return [(begin, min(begin + share, batch)) for begin in range(0, batch, share)]
 
 

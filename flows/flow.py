@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterable
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from flows.actnorm import ActNorm
 from flows.bijection import Bijection
+from flows.compiled import alone_in_threads
 from flows.precision import widened
 from flows.standardize import Standardize
 
@@ -46,10 +48,22 @@ class Flow(Bijection):
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x = widened(z)
         log_det = x.new_zeros(x.shape[0])
-        for bijection in reversed(self.bijections):
-            x, term = bijection.inverse(x)
-            log_det = log_det + term
+        with self.threads():
+            for bijection in reversed(self.bijections):
+                x, term = bijection.inverse(x)
+                log_det = log_det + term
         return x.to(z.dtype), log_det.to(z.dtype)
+
+    def preimage(self, z: Tensor) -> Tensor:
+        x = widened(z)
+        with self.threads():
+            for bijection in reversed(self.bijections):
+                x = bijection.preimage(x)
+        return x.to(z.dtype)
+
+    def threads(self) -> contextlib.AbstractContextManager[None]:
+        """To be entered around many small operations: compiled code then has the threads of torch."""
+        return alone_in_threads() if self.compiled else contextlib.nullcontext()
 
     def compile_for(self, device: torch.device) -> str | None:
         """Compute by compiled code from now on where that is faster; return None, or why it cannot be done here."""
@@ -63,7 +77,7 @@ class Flow(Bijection):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points of the model, shape (n, d), without gradient. `generator` is one of the host's."""
-        return self.inverse(self.sample_base(n, generator))[0]
+        return self.preimage(self.sample_base(n, generator))
 
     def sample_base(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points of the base, shape (n, d), the same ones on every device."""
@@ -79,7 +93,7 @@ class Flow(Bijection):
         x = widened(z)
         path = [x]
         for bijection in reversed(self.bijections):
-            x = bijection.inverse(x)[0]
+            x = bijection.preimage(x)
             if not isinstance(bijection, (ActNorm, Standardize)):
                 path.append(x)
             elif len(path) > 1:
@@ -91,6 +105,11 @@ class Flow(Bijection):
         for bijection in self.bijections:
             x = bijection.initialize(x)
         return x
+
+    def bound_inverse(self) -> float | None:
+        """The largest `inverse_bound` of any bijection, each taken alone, in the last inverse."""
+        bounds = [bijection.inverse_bound for bijection in self.bijections]
+        return max((bound for bound in bounds if bound is not None), default=None)
 
     def lipschitz_constants(self) -> list[float]:
         """The certified Lipschitz constant of each residual block, in the order of the flow."""

@@ -15,7 +15,8 @@ from torch.nn import functional
 from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
-from flows.chain import ChainWeights, through_chain
+from flows.chain import ChainWeights, newton_through_chain, through_chain, values_through_chain
+from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
 
 __all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "c_parameters", "normalized_stack", "power_iterate"]
@@ -42,6 +43,7 @@ class LipschitzLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.coeff = coeff
+        self._certified: tuple[Tensor, float] | None = None  # a weight in use, and its exact singular value
         # The usual initialisation of a linear layer. Its weights' largest singular value is near 1, so the
         # bound is active or nearly so from the start.
         plain = nn.Linear(n_in, n_out)
@@ -70,7 +72,10 @@ class LipschitzLinear(nn.Module):
     @torch.no_grad()
     def singular_value(self) -> float:
         """The largest singular value of the weight in use, in float64: what a certificate is made of."""
-        return float(torch.linalg.matrix_norm(_float64(self.normalized_weight()), ord=2))
+        W = self.normalized_weight()
+        if self._certified is None or not torch.equal(self._certified[0], W):
+            self._certified = W, float(torch.linalg.matrix_norm(_float64(W), ord=2))
+        return self._certified[1]
 
 
 @torch.no_grad()
@@ -191,7 +196,7 @@ class NormalizedMLP:
         activations: between the layers.
         fused: compute `forward_with_jacobian` as one autograd node, differentiable once (`flows/fused.py`),
             rather than by plain operations.
-        compiled: compute it by the C library (`flows/chain.py`) where no gradient is asked for.
+        compiled: compute by the C library (`flows/chain.py`) where no gradient is asked for.
     """
 
     weights: list[tuple[Tensor, Tensor]]
@@ -208,6 +213,8 @@ class NormalizedMLP:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return g(x), shapes (batch, d) to (batch, d)."""
+        if self._runs_compiled(x):
+            return values_through_chain(*self._chain(x)) - x
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         for activation, (weight, bias) in zip(self.activations, others, strict=True):
@@ -222,8 +229,9 @@ class NormalizedMLP:
         """
         if self.fused and torch.is_grad_enabled():
             return fused.value_and_jacobian(x, self.weights, self.activations)
-        if self.compiled and not torch.is_grad_enabled() and x.device.type == "cpu":
-            return self._compiled(x)
+        if self._runs_compiled(x):
+            z, jacobians = through_chain(*self._chain(x))
+            return z - x, jacobians[0]
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
@@ -234,13 +242,30 @@ class NormalizedMLP:
             tangents = functional.linear((slope.unflatten(1, units) * tangents.unsqueeze(2)).flatten(2), weight)
         return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
 
-    def _compiled(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As a chain of one block without an affine map before it."""
+    def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Take Newton steps from x = z towards x + g(x) = z, without graph and without a guarantee.
+
+        Returns:
+            x, shape (batch, d), and :math:`(I + J)^{-1}` as it was at the last step, shape (batch, d, d).
+        """
+        if self._runs_compiled(z):
+            return newton_through_chain(*self._chain(z), steps)
+        x = z
+        for _ in range(steps):
+            g, J = self.forward_with_jacobian(x)
+            inverse = inverse_plus_identity(J)
+            x = x + torch.bmm(inverse, (z - x - g).unsqueeze(2)).squeeze(2)
+        return x, inverse
+
+    def _runs_compiled(self, x: Tensor) -> bool:
+        return self.compiled and not torch.is_grad_enabled() and x.device.type == "cpu"
+
+    def _chain(self, x: Tensor) -> tuple[type[Activation], Tensor, ChainWeights]:
+        """Itself as a chain of one block without an affine map before it, which carries x to x + g(x)."""
         weights, biases = ([tensor.unsqueeze(0) for tensor in part] for part in zip(*self.weights, strict=True))
         parameter = c_parameters([self.activations]).to(x.dtype)
         identity = x.new_ones(1, x.shape[1]), x.new_zeros(1, x.shape[1])
-        z, J = through_chain(type(self.activations[0]), x, ChainWeights(*identity, weights, biases, parameter))
-        return z - x, J[0]
+        return type(self.activations[0]), x, ChainWeights(*identity, weights, biases, parameter)
 
 
 def _float64(x: Tensor) -> Tensor:

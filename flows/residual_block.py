@@ -7,6 +7,7 @@ from torch import Tensor
 
 from flows.bijection import Bijection
 from flows.estimators import Exact, LogDetEstimator
+from flows.estimators.exact import log_det_plus_identity
 from flows.fixed_point import solve_fixed_point
 from flows.lipschitz import LipschitzMLP
 
@@ -39,8 +40,18 @@ class ResidualBlock(Bijection):
         Raises:
             InverseError: see :func:`~flows.fixed_point.solve_fixed_point`.
         """
-        x, log_det = solve_fixed_point(self.net, z, self.tolerance)
+        x = self._solve(z)
+        log_det = log_det_plus_identity(self.net.forward_with_jacobian(x)[1])
         return x.to(z.dtype), -log_det.to(z.dtype)
+
+    @torch.no_grad()
+    def preimage(self, z: Tensor) -> Tensor:
+        return self._solve(z).to(z.dtype)
+
+    def _solve(self, z: Tensor) -> Tensor:
+        x, bounds = solve_fixed_point(self.net, z, self.tolerance)
+        self.inverse_bound = float(bounds.max()) if len(bounds) else 0.0
+        return x
 
     def lipschitz(self) -> float:
         return self.net.lipschitz()

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flows import ResidualFlow, compiled
+from flows import ResidualFlow, chain, compiled
 from flows.activations import activation_names
 from flows.activations.tanh import Tanh
 from flows.chain import library_of
@@ -55,9 +55,12 @@ def value_and_gradients(flow: ResidualFlow, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 @pytest.mark.parametrize("activation", activation_names())
-def test_value_and_every_gradient(activation: str, dimensions: int, depth: int, threads: int) -> None:
+def test_value_and_every_gradient(
+    activation: str, dimensions: int, depth: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flow, x = make(Exact(), dimensions, depth=depth, activation=activation)
     torch.set_num_threads(threads)
+    monkeypatch.setattr(chain, "WORK", 1)  # so that even these small blocks are shared
     for found, plain in zip(value_and_gradients(compiled_copy(flow), x), value_and_gradients(flow, x), strict=True):
         torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-12)
 
@@ -90,8 +93,8 @@ def test_the_same_noise_gives_the_same_estimate(estimator: LogDetEstimator, dime
         torch.manual_seed(2)
         log_prob = each.log_prob(x)
         found.append([log_prob, *torch.autograd.grad(log_prob, each.parameters(), weight)])
-    for found, plain in zip(*found, strict=True):
-        torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-12)
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-12)
 
 
 def test_float32_is_as_close_as_plain_operations_are() -> None:
@@ -101,6 +104,19 @@ def test_float32_is_as_close_as_plain_operations_are() -> None:
     for a, b, truth in zip(compiled, plain, exact, strict=True):
         rounding = float((b.double() - truth).detach().norm()) + 1e-6 * float(truth.detach().norm())
         assert float((a.double() - truth).detach().norm()) < 3 * rounding
+
+
+@pytest.mark.parametrize("dimensions", [1, 2, 5])
+def test_values_and_newton_steps(dimensions: int) -> None:
+    flow, x = make(Exact(), dimensions, activation="sincos")
+    net, twin = (each._nets[1].eval() for each in (flow, compiled_copy(flow)))
+    with torch.no_grad():
+        plain, found = net.normalize(x.dtype), twin.normalize(x.dtype)
+        torch.testing.assert_close(found(x), plain(x), rtol=1e-12, atol=1e-12)
+        for ours, expected in zip(found.newton(x, 2), plain.newton(x, 2), strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
+        solved = found.newton(x, 20)[0]
+        torch.testing.assert_close(solved + plain(solved), x, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("actnorm", [True, False])

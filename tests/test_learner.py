@@ -186,6 +186,7 @@ class TestTrainedFlow:
         assert first.kl == pytest.approx(first.nll - Moons().entropy)
         assert first.lipschitz == trained.lipschitz()
         assert 0 < first.inverse_error < 1e-5
+        assert 0 < first.inverse_bound <= 1e-7  # of one block
         # An unbiased estimator: its mean error is within its noise.
         assert abs(first.logdet_bias) < 4 * first.logdet_std / math.sqrt(2048)
         assert first.logdet_std > 0

@@ -25,8 +25,8 @@ from tests.conftest import PROJECT, TINY, Result, start
 Run = Callable[..., Result]
 
 COLUMNS = [
-    "epoch", "step", "loss", "nll", "kl", "kl_stderr", "lipschitz", "inverse_error", "logdet_bias", "logdet_std",
-    "lipschitz_in_training",
+    "epoch", "step", "loss", "nll", "kl", "kl_stderr", "lipschitz", "inverse_error", "inverse_bound",
+    "logdet_bias", "logdet_std", "lipschitz_in_training",
 ]  # fmt: skip
 KEYS = [
     "flow", "data", "estimator", "seed", "device", "parameters", "steps", "train_seconds", "plot_seconds",
@@ -248,6 +248,15 @@ class TestRepeatability:
         assert (folder / "density.gif").read_bytes() == (whole.folder / "density.gif").read_bytes()
         figures = ("kl", "nll", "kl_stderr", "lipschitz", "inverse_error", "steps", "config_sha256")
         assert {key: resumed.summary[key] for key in figures} == {key: whole.summary[key] for key in figures}
+
+    @pytest.mark.parametrize("script", ["train", "sample"])
+    def test_stopped_while_it_is_imported(self, tmp_path: Path, script: str) -> None:
+        process = start(script, "run=nowhere" if script == "sample" else "data=moons", cwd=tmp_path)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out) == (130, "")
+        assert "Traceback" not in err
 
     @pytest.mark.parametrize("kill", range(12))
     def test_a_run_killed_at_a_random_moment_goes_on_as_if_it_never_had(self, kill: int, tmp_path: Path) -> None:

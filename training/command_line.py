@@ -31,7 +31,7 @@ from flows.fixed_point import InverseError
 from training.configuration import build_target, check_config, choose_device, load_config
 from training.diagnosis import ContractionError, NonFiniteError
 from training.help import help_page
-from training.interruption import Interrupted
+from training.interruption import Interrupted, exit_as_ever
 from training.run_folder import UnwritableError
 from training.sweep import Sweep, combinations
 
@@ -57,6 +57,7 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         config_name: the primary configuration, in `configs`.
         resumable: settings that may change with `resume=`.
     """
+    exit_as_ever()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
     parser = get_args_parser()
     parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")

@@ -56,6 +56,8 @@ class Evaluation:
         kl: KL(target || model), the mean of log p(x) - log q(x); None where p is not known.
         lipschitz: largest certified Lipschitz constant of any block.
         inverse_error: largest distance between x and inverse(forward(x)), in units of the data.
+        inverse_bound: the largest error of any one block's inverse that its residual and Lipschitz constant leave room
+            for, relative to max(1, |z|): what is certified, where `inverse_error` is what was seen.
         logdet_bias: mean of the training estimator's log-determinant less the exact one.
         logdet_std: standard deviation of the same difference for one sample.
     """
@@ -66,6 +68,7 @@ class Evaluation:
     kl_stderr: float | None
     lipschitz: float | None
     inverse_error: float
+    inverse_bound: float | None
     logdet_bias: float
     logdet_std: float
 
@@ -102,7 +105,7 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Ev
     stderr = float(difference.std()) / math.sqrt(len(difference))
 
     x = held_out.x[:subset]
-    inverse_error = float((flow.inverse(flow(x)[0])[0] - x).abs().max())
+    inverse_error = float((flow.preimage(flow(x)[0]) - x).abs().max())
     device, x = x.device, widened(x)  # so that rounding is no part of the difference
     exact = flow(x)[1]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
@@ -118,6 +121,7 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Ev
         kl_stderr=stderr if known else None,
         lipschitz=flow.lipschitz(),
         inverse_error=inverse_error,
+        inverse_bound=flow.bound_inverse(),
         logdet_bias=float(error.mean()),
         logdet_std=float(error.std()),
     )

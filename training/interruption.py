@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 
-__all__ = ["Interrupted", "Interruption"]
+__all__ = ["Interrupted", "Interruption", "exit_as_ever", "exit_quietly"]
+
+
+def exit_quietly() -> None:
+    """From now on Ctrl-C ends the process at once, status 130: a traceback through its imports would say nothing."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
+def exit_as_ever() -> None:
+    """From now on Ctrl-C raises KeyboardInterrupt, unless it was to be ignored."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Interrupted(SystemExit):

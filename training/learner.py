@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from typing import Any
 
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from flows import Flow
-from flows.compiled import alone_in_threads
 from flows.lipschitz import LipschitzLinear, power_iterate
 from flows.stacks import stack_parameters
 from training.muon import Together
@@ -39,7 +37,6 @@ class Learner:
         self.clip_norm, self.ema_decay, self.power_iterations = clip_norm, ema_decay, power_iterations
         self.average = copy.deepcopy(flow).requires_grad_(False)
         self.steps = 0
-        self._threads = alone_in_threads if flow.compiled else contextlib.nullcontext
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._parameters = stack_parameters(flow)
         self._average_parameters = stack_parameters(self.average)
@@ -52,7 +49,7 @@ class Learner:
 
     def backward(self, x: Tensor) -> Tensor:
         """Compute the gradient of the NLL of `x`, shape (batch, d); return the NLL in nats, without graph."""
-        with self._threads():
+        with self.flow.threads():
             self.optimizer.zero_grad()
             loss = -self.flow.log_prob(x).mean()
             loss.backward()
@@ -63,7 +60,7 @@ class Learner:
 
         Returns the gradient's norm before it was cut: not finite where any of it is not.
         """
-        with self._threads():
+        with self.flow.threads():
             norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
             for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
                 group["lr"] = rate * peak

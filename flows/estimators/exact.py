@@ -9,7 +9,7 @@ from arguments import checked
 from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise
 from flows.estimators.jacobian import Jacobian
 
-__all__ = ["Exact", "log_det_plus_identity"]
+__all__ = ["Exact", "inverse_plus_identity", "log_det_plus_identity"]
 
 
 class Exact(LogDetEstimator):
@@ -32,3 +32,12 @@ def log_det_plus_identity(J: Tensor) -> Tensor:
         a, b, c, d = J.flatten(1).unbind(1)
         return torch.log1p(a + d + (a * d - b * c))  # det(I + J) = 1 + tr J + det J
     return torch.linalg.slogdet(J + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)).logabsdet
+
+
+def inverse_plus_identity(J: Tensor) -> Tensor:
+    """Return (I + J)^-1 for `J` of shape (batch, d, d) with a norm below one; not finite if rounding makes it singular."""
+    if J.shape[-1] == 2:
+        a, b, c, d = J.flatten(1).unbind(1)
+        det = 1 + a + d + (a * d - b * c)
+        return (torch.stack([1 + d, -b, -c, 1 + a], dim=1) / det.unsqueeze(1)).view_as(J)
+    return torch.linalg.inv_ex(J + torch.eye(J.shape[-1], dtype=J.dtype, device=J.device)).inverse

@@ -18,7 +18,7 @@ from flows.compiled import in_threads, library, shares
 __all__ = ["library_of", "series"]
 
 SOURCE = Path(__file__).with_name("series.c")
-CHUNK = 1024  # samples: fewer are done before another thread has begun
+LEAST = 2048  # samples: fewer are done before another thread has begun
 
 
 def series(
@@ -50,7 +50,7 @@ def series(
     ]
     function = library_of(v.dtype).series
     in_threads(
-        shares(batch, CHUNK), lambda begin, end, _: function(begin, end, d, probes, of_powers.shape[1], *pointers)
+        shares(batch, 1, LEAST), lambda begin, end, _: function(begin, end, d, probes, of_powers.shape[1], *pointers)
     )
     return log_det, row
 
