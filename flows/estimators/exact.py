@@ -35,7 +35,7 @@ def log_det_plus_identity(J: Tensor) -> Tensor:
 
 
 def inverse_plus_identity(J: Tensor) -> Tensor:
-    """Return (I + J)^-1 for `J` of shape (batch, d, d) with a norm below one; not finite if rounding makes it singular."""
+    """(I + J)^-1 of `J`, shape (batch, d, d), with a norm below one; not finite where rounding makes it singular."""
     if J.shape[-1] == 2:
         a, b, c, d = J.flatten(1).unbind(1)
         det = 1 + a + d + (a * d - b * c)
