@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -241,6 +241,26 @@ class NormalizedMLP:
             h = functional.linear(value, weight, bias)
             tangents = functional.linear((slope.unflatten(1, units) * tangents.unsqueeze(2)).flatten(2), weight)
         return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
+
+    def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Return g(x), shape (batch, d), and the map w -> w^T J(x), of shape (batch, k, d), J never formed.
+
+        The slopes of the activations are computed once, for all products. Differentiable throughout.
+        """
+        (first, bias), *others = self.weights
+        h = functional.linear(x, first, bias)
+        slopes = []
+        for activation, (weight, bias) in zip(self.activations, others, strict=True):
+            value, slope = activation.value_and_derivative(h)
+            slopes.append(slope.unflatten(1, (activation.expansion, -1)).unsqueeze(1))
+            h = functional.linear(value, weight, bias)
+
+        def vecmat(w: Tensor) -> Tensor:
+            for (weight, _), slope in zip(reversed(others), reversed(slopes), strict=True):
+                w = (torch.matmul(w, weight).unflatten(2, slope.shape[2:]) * slope).sum(2)
+            return torch.matmul(w, first)
+
+        return h, vecmat
 
     def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Take Newton steps from x = z towards x + g(x) = z, without graph and without a guarantee.

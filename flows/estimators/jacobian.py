@@ -42,18 +42,27 @@ class DenseJacobian(Jacobian):
 class VjpJacobian(Jacobian):
     """J known through reverse-mode products alone: any network, any dimension.
 
+    Written out where the network can `linearize`, by automatic differentiation elsewhere.
+
     Attributes:
         value: g(x), computed on the way, shape (batch, d).
     """
 
     def __init__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> None:
         self._keep_graph = torch.is_grad_enabled()
-        with torch.enable_grad():  # the products are derivatives, also where nothing is to be learned
-            self._x = x if self._keep_graph and x.requires_grad else x.detach().requires_grad_()
-            self._value = net(self._x)
+        self._product: Callable[[Tensor], Tensor] | None = None
+        if linearize := getattr(net, "linearize", None):
+            self._value, self._product = linearize(x)
+        else:
+            with torch.enable_grad():  # the products are derivatives, also where nothing is to be learned
+                self._x = x if self._keep_graph and x.requires_grad else x.detach().requires_grad_()
+                self._value = net(self._x)
         self.value = self._value if self._keep_graph else self._value.detach()
 
     def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
+        if self._product is not None:
+            with torch.set_grad_enabled(differentiable and self._keep_graph):
+                return self._product(w)
         products = [
             torch.autograd.grad(
                 self._value, self._x, row, retain_graph=True, create_graph=differentiable and self._keep_graph
