@@ -147,7 +147,10 @@ class _Call:
         return x, inverse
 
     def backward(self, by_z: Tensor, by_jacobians: Tensor) -> list[Tensor]:
-        """The gradients by x and by each of `tensors`."""
+        """The gradients by x and by each of `tensors`. Once: what `forward` kept, most of a step's memory, is freed."""
+        kept, self.kept = self.kept, None
+        if kept is None:
+            raise RuntimeError("a compiled chain can be differentiated only once")
         by_x, by_jacobians = by_z.clone(memory_format=torch.contiguous_format), by_jacobians.contiguous()
         # Each thread adds up its own samples' gradients: one line of a table, all tensors after another.
         sizes = [tensor.numel() for tensor in self.tensors]
@@ -161,7 +164,7 @@ class _Call:
             self.shares,
             lambda begin, end, number: self.library.backward(
                 ctypes.byref(self.chain), ctypes.byref(gradients[number][0]), self.batch, self.chunk, begin, end,
-                self.inputs.data_ptr(), self.kept.data_ptr(), by_x.data_ptr(), by_jacobians.data_ptr(),
+                self.inputs.data_ptr(), kept.data_ptr(), by_x.data_ptr(), by_jacobians.data_ptr(),
             )
         )  # fmt: skip
         for line in table[1:]:

@@ -163,6 +163,14 @@ def test_a_standardize_before_all_is_counted(actnorm: bool, jacobian: str) -> No
         torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-10)
 
 
+def test_it_is_differentiated_only_once() -> None:
+    flow, x = make(Exact())
+    loss = compiled_copy(flow).log_prob(x).sum()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="only once"):
+        loss.backward()
+
+
 def test_not_finite_stays_not_finite() -> None:
     flow, x = make(Exact(), activation="lipswish")
     twin = compiled_copy(flow)
