@@ -22,6 +22,9 @@ from flows.stacks import stacked
 __all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "c_parameters", "normalized_stack", "power_iterate"]
 
 
+FEWEST_TO_SQUARE = 16  # power iterations: more are made by squaring a matrix
+
+
 class LipschitzLinear(nn.Module):
     r"""A linear layer :math:`x \mapsto \tilde W x + b` with :math:`\sigma(\tilde W) \le c`.
 
@@ -80,15 +83,29 @@ class LipschitzLinear(nn.Module):
 
 @torch.no_grad()
 def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
-    """Move every layer's u and v by `n` power iterations, all layers of one shape in one batched product."""
+    """Move every layer's u and v by at least `n` power iterations, all layers of one shape in one batched product."""
     for group in _by_shape(layers):
         W = stacked([layer.weight for layer in group])
-        v = stacked([layer.v for layer in group]).unsqueeze(-1)
-        for _ in range(n):  # of W^T W, so that one vector needs to be normalized
-            v = _normalized(torch.bmm(W.mT, torch.bmm(W, v)))
-        u = _normalized(torch.bmm(W, v))
-        torch._foreach_copy_([layer.u for layer in group], list(u.squeeze(-1)))
-        torch._foreach_copy_([layer.v for layer in group], list(v.squeeze(-1)))
+        left, right = (stacked([getattr(layer, name) for layer in group]).unsqueeze(-1) for name in ("u", "v"))
+        if n < FEWEST_TO_SQUARE:
+            for _ in range(n):  # of W^T W, so that one vector needs to be normalized
+                right = _normalized(torch.bmm(W.mT, torch.bmm(W, right)))
+            left = _normalized(torch.bmm(W, right))
+        else:
+            # k squarings of the smaller of W W^T and W^T W are 2^k iterations.
+            short, vector = (W, left) if W.shape[1] <= W.shape[2] else (W.mT, right)
+            power = _over_trace(torch.bmm(short, short.mT))
+            for _ in range(math.ceil(math.log2(n))):
+                power = _over_trace(torch.bmm(power, power))
+            vector = _normalized(torch.bmm(power, vector))
+            other = _normalized(torch.bmm(short.mT, vector))
+            left, right = (vector, other) if short is W else (other, vector)
+        torch._foreach_copy_([layer.u for layer in group], list(left.squeeze(-1)))
+        torch._foreach_copy_([layer.v for layer in group], list(right.squeeze(-1)))
+
+
+def _over_trace(G: Tensor) -> Tensor:
+    return G.div_(G.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min_(1e-30))
 
 
 def _normalized(v: Tensor) -> Tensor:

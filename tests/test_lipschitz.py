@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -50,14 +52,31 @@ def test_sigma_is_differentiated_through_the_weight() -> None:
     assert float((layer.weight.grad * direction).sum()) == pytest.approx((loss(h) - loss(-h)) / (2 * h), rel=1e-6)
 
 
-def test_power_iteration_converges_in_batches_of_equal_shape() -> None:
+@pytest.mark.parametrize(("calls", "n"), [(100, 5), (1, 500)])  # one by one, and by squaring
+def test_power_iteration_converges_in_batches_of_equal_shape(calls: int, n: int) -> None:
     torch.manual_seed(2)
     layers = [LipschitzLinear(*shape, 0.9) for shape in [(2, 16), (16, 16), (16, 16), (16, 2)]]
     for layer in layers:
         torch.nn.init.normal_(layer.weight)  # u and v now belong to another matrix
-    power_iterate(layers, 500)
+    for _ in range(calls):
+        power_iterate(layers, n)
     for layer in layers:
+        torch.testing.assert_close(
+            layer.u @ layer.weight @ layer.v, torch.linalg.svdvals(layer.weight)[0], rtol=1e-4, atol=0
+        )
         assert exact_sigma(layer.normalized_weight()) == pytest.approx(0.9, rel=1e-4)
+
+
+def test_squaring_is_as_many_power_iterations() -> None:
+    torch.manual_seed(7)
+    one_by_one = LipschitzLinear(6, 10, 0.9).double()
+    torch.nn.init.normal_(one_by_one.weight)  # u and v now belong to another matrix
+    squared = copy.deepcopy(one_by_one)
+    for _ in range(4):
+        power_iterate([one_by_one], 4)
+    power_iterate([squared], 16)
+    torch.testing.assert_close(squared.v, one_by_one.v, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(squared.u, one_by_one.u, rtol=1e-9, atol=1e-12)
 
 
 def test_an_unconverged_estimate_is_seen_by_the_certificate() -> None:

@@ -106,7 +106,15 @@ def build(node: DictConfig, **arguments: Any) -> Any:
 
 
 def build_flow(config: DictConfig) -> Flow:
-    """Build the flow. Before one of data in units of their own stands a Standardize, yet to be set."""
+    """Build the flow. Before one of data in units of their own stands a Standardize, yet to be set.
+
+    Raises:
+        ArgumentError: there is an estimator, and the flow has no use for one.
+    """
+    if config.get("estimator") is not None and "estimator" not in config.flow:
+        raise ArgumentError(
+            "estimator", f"nothing: flow={config.choices.flow} knows its log-determinant", config.choices.estimator
+        )
     flow = build(config.flow, dimensions=2)
     if issubclass(_find_target("data._target_", HOMES["data"], config.data._target_), Points):
         flow.bijections.insert(0, Standardize(2))
@@ -167,7 +175,7 @@ def load_config(folder: Path, setting: str) -> DictConfig:
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error
     if "${" in text:  # what it stands for is not in the file, and could be anything
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which refers to values outside it")
-    groups = [group for group in HOMES if group not in OPTIONAL]
+    groups = [group for group in HOMES if group not in OPTIONAL and (group != "estimator" or "estimator" in config)]
     needed = [f"{group}._target_" for group in groups]
     needed += [f"choices.{group}" for group in groups if group != "trainer"]
     for name in needed:

@@ -1,0 +1,81 @@
+"""Flows of other families, by zuko (`pip install -r requirements-neighbours.txt`), in the harness of ours.
+
+Nothing of them is written here: each transform of theirs becomes a :class:`~flows.bijection.Bijection`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor, nn
+
+from arguments import ArgumentError, Range, checked
+from flows.bijection import Bijection
+from flows.flow import Flow
+
+__all__ = ["ffjord", "maf", "nice", "nsf", "realnvp"]
+
+Count = Annotated[int, Range(ge=1)]
+
+
+class ZukoTransform(Bijection):
+    """One transform of a zuko flow. It computes in the dtype of its weights, whatever that of its input."""
+
+    def __init__(self, lazy: nn.Module) -> None:
+        super().__init__()
+        self.lazy = lazy
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._call(self.lazy(), x)
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self._call(self.lazy().inv, z)
+
+    def _call(self, transform: torch.distributions.Transform, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_det = transform.call_and_ladj(x.to(next(self.parameters())))
+        return y.to(x.dtype), log_det.to(x.dtype)
+
+
+def _flow(name: str, dimensions: int, transforms: int | None, width: int, depth: int, **settings: int) -> Flow:
+    try:
+        import zuko
+    except ImportError:
+        raise ArgumentError(
+            "_target_", "what is installed (pip install -r requirements-neighbours.txt)", name
+        ) from None
+    if transforms is not None:
+        settings["transforms"] = transforms
+    made = getattr(zuko.flows, name)(dimensions, hidden_features=[width] * depth, **settings).transform
+    return Flow([ZukoTransform(lazy) for lazy in getattr(made, "transforms", [made])], dimensions)
+
+
+@checked
+def nice(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
+    """NICE (Dinh et al. 2014, arXiv 1410.8516): additive couplings, of constant volume but for a last scaling."""
+    return _flow("NICE", dimensions, transforms, width, depth)
+
+
+@checked
+def realnvp(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
+    """Real NVP (Dinh et al. 2017, arXiv 1605.08803): affine couplings."""
+    return _flow("RealNVP", dimensions, transforms, width, depth)
+
+
+@checked
+def maf(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
+    """A masked autoregressive flow (Papamakarios et al. 2017, arXiv 1705.07057)."""
+    return _flow("MAF", dimensions, transforms, width, depth)
+
+
+@checked
+def nsf(dimensions: int, transforms: Count = 4, bins: Count = 16, width: Count = 64, depth: Count = 2) -> Flow:
+    """A neural spline flow (Durkan et al. 2019, arXiv 1906.04032), autoregressive."""
+    return _flow("NSF", dimensions, transforms, width, depth, bins=bins)
+
+
+@checked
+def ffjord(dimensions: int, width: Count = 64, depth: Count = 2) -> Flow:
+    """A continuous flow with its exact trace (Grathwohl et al. 2019, arXiv 1810.01367)."""
+    return _flow("CNF", dimensions, None, width, depth)
