@@ -20,8 +20,10 @@ def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
     primary = _load(CONFIGS / "train.yaml")
     choices = {key: value for item in primary["defaults"] if isinstance(item, dict) for key, value in item.items()}
     of_flow = _load(CONFIGS / "flow" / f"{config.choices.flow}.yaml").get("defaults", [])
-    for item in of_flow:  # each flow brings its paper's estimator
-        choices["estimator"] = item.get("override /estimator@_global_.estimator", choices["estimator"])
+    for (
+        item
+    ) in of_flow:  # each flow brings an estimator, or none, and perhaps an optimizer: override /group@_global_.group
+        choices.update({key.rpartition(".")[2]: value for key, value in item.items()})
     changed = {key: (value, choices[key]) for key, value in config.choices.items() if value != choices[key]}
     for key, node in config.items():
         if not isinstance(node, DictConfig):
