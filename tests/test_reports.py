@@ -69,7 +69,7 @@ def test_changed_settings_are_those_that_differ_from_what_was_chosen(
         "device": ("cpu", "auto"),
         "flow.coeff": (0.9, 0.97),
         "trainer.epochs": (1, 10),
-        "trainer.steps_per_epoch": (1, 240),
+        "trainer.steps_per_epoch": (1, 480),
     }
 
 
