@@ -153,7 +153,7 @@ class TestSettings:
             ("estimator.distribution=poisson", "estimator.rate=9"),
             ("", "estimator.share=batch"),
             ("", "estimator.n_probes=2"),
-            ("", "estimator.probe=rademacher"),
+            ("", "estimator.probe=gaussian"),
             ("", "estimator.gradient=series"),
         ],
     )
