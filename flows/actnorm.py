@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from arguments import Range, checked
 from flows.bijection import Bijection
 
-__all__ = ["ActNorm"]
+__all__ = ["ActNorm", "with_actnorm"]
 
 
 class ActNorm(Bijection):
@@ -40,3 +41,11 @@ class ActNorm(Bijection):
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         s = self.log_scale.to(z.dtype)
         return (z - self.shift) * (-s).exp(), (-s).sum().expand(z.shape[0])
+
+
+def with_actnorm(blocks: Iterable[Sequence[Bijection]], dimensions: int) -> Iterator[Bijection]:
+    """An ActNorm before each of the blocks, each of one bijection or several, and one after the last."""
+    for block in blocks:
+        yield ActNorm(dimensions)
+        yield from block
+    yield ActNorm(dimensions)

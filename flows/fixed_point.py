@@ -1,20 +1,28 @@
-"""The inverse of a residual block: a fixed point, solved to a guaranteed accuracy or not at all."""
+"""The inverse of a residual block: a fixed point, solved to a guaranteed accuracy or not at all.
+
+It can be had without a gradient, and, for flows that go through it while they learn, with one.
+"""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flows.estimators.exact import inverse_plus_identity
-from flows.lipschitz import LipschitzMLP, NormalizedMLP
+from flows.estimators.jacobian import VjpJacobian
+from flows.lipschitz import LipschitzNet, NormalizedNet
 from flows.precision import widened
 
-__all__ = ["InverseError", "solve_fixed_point"]
+__all__ = ["InverseError", "solve_fixed_point", "solve_in_training", "with_implicit_gradient"]
 
 # A Newton step costs d + 1 forward passes and saves tens of plain ones.
 LARGEST_NEWTON_DIMENSION = 16
+
+TRAINING_TOLERANCE = 1e-4  # far below the noise of a gradient
+STEPS_WITHOUT_LOOKING = 20  # where a look at the residual would make the host wait
 
 
 class InverseError(RuntimeError):
@@ -22,7 +30,7 @@ class InverseError(RuntimeError):
 
 
 @torch.no_grad()
-def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def solve_fixed_point(net: LipschitzNet, z: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     r"""Solve x + g(x) = z; return x, shape (batch, d), and a bound on its error, shape (batch,), both float64.
 
     With :math:`r = z - x - g(x)` and Lip(g) <= L < 1, the distance to the solution is at most
@@ -38,11 +46,14 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
     L = net.lipschitz()
     if not L < 1:
         raise InverseError(f"the residual's Lipschitz constant is {L:.6g}, so that the block has no certified inverse")
-    z = widened(z)  # the rounding of r is divided by 1 - L as well
-    g_of, coarse_g = net.normalize(z.dtype), net.normalize(torch.float32)
+    return _solve(net.normalize(widened(z).dtype), L, z, tolerance)
+
+
+def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """`solve_fixed_point` where Lip(g) is known to be L."""
     if not torch.isfinite(z).all():
         raise InverseError("a point to invert is not finite")
-
+    z, coarse_g = widened(z), g_of.to(torch.float32)  # the rounding of r is divided by 1 - L as well
     newton = z.shape[1] <= LARGEST_NEWTON_DIMENSION
     x, inverse_J = _coarse_solution(coarse_g, z) if newton else (z, None)
     fallback = z  # the fixed-point step to go back to
@@ -83,8 +94,82 @@ def solve_fixed_point(net: LipschitzMLP, z: Tensor, tolerance: float) -> tuple[T
     return solution, bounds
 
 
-def _coarse_solution(g_of: NormalizedMLP, z: Tensor) -> tuple[Tensor, Tensor]:
+def _coarse_solution(g_of: NormalizedNet, z: Tensor) -> tuple[Tensor, Tensor]:
     """Two Newton steps from z in float32; return where they lead, in the dtype of `z`, and the last (I + J)^-1."""
     x, inverse_J = g_of.newton(z.float(), steps=2)
     x = x.to(z.dtype)
     return torch.where(torch.isfinite(x).all(dim=1, keepdim=True), x, z), inverse_J
+
+
+@torch.no_grad()
+def solve_in_training(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
+    """Solve x + g(x) = z, Lip(g) <= L, shape (batch, d), as closely as a training step needs; without graph.
+
+    On the CPU as :func:`solve_fixed_point` does. Elsewhere without a look at who is there already, for which the host
+    would wait.
+    """
+    if z.device.type != "cpu":
+        return _solve_without_looking(g_of, L, z)
+    return _solve(g_of.to(widened(z).dtype), L, z, TRAINING_TOLERANCE)[0].to(z.dtype)
+
+
+def _solve_without_looking(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
+    """The steps of `_solve`, a fixed number for all; the device itself raises an error if that was not enough."""
+    newton = z.shape[1] <= LARGEST_NEWTON_DIMENSION
+    x, fallback, limit = z, z, torch.full_like(z[:, 0], math.inf)
+    most_steps = STEPS_WITHOUT_LOOKING if newton else math.ceil(math.log(TRAINING_TOLERANCE) / math.log(L))
+    for _ in range(most_steps):
+        g, J = g_of.forward_with_jacobian(x) if newton else (g_of(x), None)
+        r = z - x - g
+        norm = torch.linalg.vector_norm(r, dim=1)
+        accepted = norm <= limit
+        step = torch.bmm(inverse_plus_identity(J), r.unsqueeze(2)).squeeze(2) if newton else r
+        x, fallback = torch.where(accepted.unsqueeze(1), x + step, fallback), x + r
+        limit = torch.where(accepted, L * norm, math.inf)
+    # The residual, not the bound that it gives: in float32 its rounding over 1 - L may exceed the tolerance.
+    size = torch.linalg.vector_norm(z, dim=1).clamp(min=1)
+    solved = (torch.linalg.vector_norm(z - x - g_of(x), dim=1) <= TRAINING_TOLERANCE * size).all()
+    torch._assert_async(solved, f"the inverse of a block is not within {TRAINING_TOLERANCE:g} after {most_steps} steps")
+    return x
+
+
+def with_implicit_gradient(g_of: NormalizedNet, L: float, x: Tensor, z: Tensor) -> Tensor:
+    r"""The solution `x` of x + g(x) = z as a function of z and of g's parameters, differentiable once.
+
+    By the implicit function theorem :math:`dx = (I + J)^{-1} (dz - dg)`, J at x. So nothing of the way to x is kept.
+    With many dimensions :math:`(I + J)^{-1}` is a Neumann series, whose remainder L bounds.
+    """
+    if not torch.is_grad_enabled():
+        return x
+    return _ImplicitGradient.apply(g_of, L, x, z, *g_of.parameters())
+
+
+class _ImplicitGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, g_of: NormalizedNet, L: float, x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.g_of, ctx.L = g_of, L
+        ctx.save_for_backward(x)
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x,) = ctx.saved_tensors
+        if x.shape[1] <= LARGEST_NEWTON_DIMENSION:
+            inverse = inverse_plus_identity(ctx.g_of.forward_with_jacobian(x)[1])
+            by_z = torch.bmm(grad.unsqueeze(1), inverse).squeeze(1)
+        else:
+            by_z = _neumann(ctx.g_of, ctx.L, x, grad)
+        with torch.enable_grad():
+            parameters = ctx.g_of.parameters()
+            by_parameters = torch.autograd.grad(ctx.g_of(x), parameters, -by_z, allow_unused=True)
+        return None, None, None, by_z, *by_parameters
+
+
+def _neumann(g_of: NormalizedNet, L: float, x: Tensor, w: Tensor) -> Tensor:
+    r""":math:`w^T (I + J)^{-1} = \sum_k (-1)^k w^T J^k`, shapes (batch, d), to the rounding of its numbers."""
+    jacobian, power, total = VjpJacobian(g_of, x), w.unsqueeze(1), w
+    for _ in range(math.ceil(math.log(torch.finfo(w.dtype).eps * (1 - L)) / math.log(L))):
+        power = -jacobian.vecmat(power, differentiable=False)
+        total = total + power.squeeze(1)
+    return total

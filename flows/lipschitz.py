@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -15,11 +16,14 @@ from torch.nn import functional
 from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
-from flows.chain import ChainWeights, newton_through_chain, through_chain, values_through_chain
+from flows.chain import ChainWeights, library_of, newton_through_chain, through_chain, values_through_chain
 from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
 
-__all__ = ["LipschitzLinear", "LipschitzMLP", "NormalizedMLP", "c_parameters", "normalized_stack", "power_iterate"]
+__all__ = [
+    "LipschitzLinear", "LipschitzMLP", "LipschitzNet", "NormalizedMLP", "NormalizedNet", "c_parameters",
+    "normalize_all", "normalized_stack", "power_iterate",
+]  # fmt: skip
 
 
 FEWEST_TO_SQUARE = 16  # power iterations: more are made by squaring a matrix
@@ -158,7 +162,62 @@ def _by_shape(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
     return list(groups.values())
 
 
-class LipschitzMLP(nn.Module):
+class LipschitzNet(nn.Module, abc.ABC):
+    """A network g from R^d to R^d with Lip(g) < 1, certified.
+
+    A subclass makes `layers`, :class:`LipschitzLinear` all of them, `activations`, and the three methods below.
+    """
+
+    layers: nn.ModuleList
+    activations: nn.ModuleList
+    compiled = False
+    """Whether to compute by the C library where there is one: see :meth:`~flows.flow.Flow.compile_for`."""
+
+    @abc.abstractmethod
+    def with_weights(self, weights: list[tuple[Tensor, Tensor]]) -> NormalizedNet:
+        """The network for one use, from the normalized weight and the bias of every layer."""
+
+    @abc.abstractmethod
+    def bound(self) -> float:
+        """What `lipschitz` does not exceed while every spectral norm is exact, as power iteration keeps it nearly."""
+
+    @abc.abstractmethod
+    def lipschitz(self) -> float:
+        """A certified bound on Lip(g), from exact singular values."""
+
+    def load_library(self, dtype: torch.dtype) -> None:
+        """Compile what `compiled` calls for.
+
+        Raises:
+            CompileError: see :func:`~flows.chain.library_of`.
+        """
+
+    def normalize(self, dtype: torch.dtype) -> NormalizedNet:
+        """The network as it stands, its weights normalized once for all passes. In training mode it is fused."""
+        return self.with_weights([(layer.normalized_weight().to(dtype), layer.bias.to(dtype)) for layer in self.layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return g(x), shapes (batch, d) to (batch, d)."""
+        return self.normalize(x.dtype)(x)
+
+    def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g(x) and its Jacobian: see :meth:`NormalizedNet.forward_with_jacobian`."""
+        return self.normalize(x.dtype).forward_with_jacobian(x)
+
+
+def normalize_all(nets: Sequence[LipschitzNet], dtype: torch.dtype) -> Iterator[NormalizedNet]:
+    """Each of the networks as `normalize` gives it, which are of one shape: all their weights at once."""
+    if torch.is_grad_enabled():
+        stacks = [normalized_stack(layers).to(dtype).unbind() for layers in zip(*(net.layers for net in nets))]
+        for net, *weights in zip(nets, *stacks, strict=True):
+            biases = [layer.bias.to(dtype) for layer in net.layers]
+            yield net.with_weights(list(zip(weights, biases, strict=True)))
+    else:  # to the last bit as the inverse has them
+        for net in nets:
+            yield net.normalize(dtype)
+
+
+class LipschitzMLP(LipschitzNet):
     r""":math:`g = W_n \circ \phi \circ W_{n-1} \cdots \phi \circ W_1`, with :math:`\mathrm{Lip}(g) \le c^n < 1`.
 
     Args:
@@ -179,33 +238,69 @@ class LipschitzMLP(nn.Module):
         activation: Annotated[str, OneOf(activation_names)],
     ) -> None:
         super().__init__()
-        self.compiled = False
         self.activations = nn.ModuleList(make_activation(activation) for _ in range(depth))
         hidden = width * self.activations[0].expansion
         sizes = [(dimensions, width), *[(hidden, width)] * (depth - 1), (hidden, dimensions)]
         self.layers = nn.ModuleList(LipschitzLinear(n_in, n_out, coeff) for n_in, n_out in sizes)
 
-    def normalize(self, dtype: torch.dtype) -> NormalizedMLP:
-        """The network as it stands, its weights normalized once for all passes. In training mode it is fused."""
-        weights = [(layer.normalized_weight().to(dtype), layer.bias.to(dtype)) for layer in self.layers]
+    def with_weights(self, weights: list[tuple[Tensor, Tensor]]) -> NormalizedMLP:
         return NormalizedMLP(weights, list(self.activations), fused=self.training, compiled=self.compiled)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return g(x), shapes (batch, d) to (batch, d)."""
-        return self.normalize(x.dtype)(x)
+    def load_library(self, dtype: torch.dtype) -> None:
+        library_of(type(self.activations[0]), dtype)
 
-    def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g(x) and its Jacobian: see :meth:`NormalizedMLP.forward_with_jacobian`."""
-        return self.normalize(x.dtype).forward_with_jacobian(x)
+    def bound(self) -> float:
+        return self._product(layer.coeff for layer in self.layers)
 
     def lipschitz(self) -> float:
         r"""A certified bound on Lip(g): the exact :math:`\sigma(\tilde W)` times the activations' constants."""
-        singular_values = [layer.singular_value() for layer in self.layers]
-        return math.prod(singular_values) * math.prod(activation.lipschitz for activation in self.activations)
+        return self._product(layer.singular_value() for layer in self.layers)
+
+    def _product(self, of_layers: Iterable[float]) -> float:
+        return math.prod(of_layers) * math.prod(activation.lipschitz for activation in self.activations)
+
+
+class NormalizedNet(abc.ABC):
+    """A :class:`LipschitzNet` with its weights already normalized: what estimators and solvers work with."""
+
+    weights: list[tuple[Tensor, Tensor]]
+
+    @abc.abstractmethod
+    def parameters(self) -> list[Tensor]:
+        """All that g depends on and may be differentiated by."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return g(x), shapes (batch, d) to (batch, d)."""
+
+    @abc.abstractmethod
+    def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return g(x), shape (batch, d), and its Jacobian J, shape (batch, d, d), `J[:, i, j] = dg_i / dx_j`.
+
+        J is carried forward: d tangents go through the layers beside the value, so that no second pass is
+        needed and everything stays differentiable once more.
+        """
+
+    def to(self, dtype: torch.dtype) -> NormalizedNet:
+        """The same network for points of another dtype."""
+        return replace(self, weights=[(weight.to(dtype), bias.to(dtype)) for weight, bias in self.weights])
+
+    def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Take Newton steps from x = z towards x + g(x) = z, without graph and without a guarantee.
+
+        Returns:
+            x, shape (batch, d), and :math:`(I + J)^{-1}` as it was at the last step, shape (batch, d, d).
+        """
+        x = z
+        for _ in range(steps):
+            g, J = self.forward_with_jacobian(x)
+            inverse = inverse_plus_identity(J)
+            x = x + torch.bmm(inverse, (z - x - g).unsqueeze(2)).squeeze(2)
+        return x, inverse
 
 
 @dataclass(frozen=True)
-class NormalizedMLP:
+class NormalizedMLP(NormalizedNet):
     """A :class:`LipschitzMLP` with its weights already normalized.
 
     Attributes:
@@ -222,14 +317,12 @@ class NormalizedMLP:
     compiled: bool = False
 
     def parameters(self) -> list[Tensor]:
-        """All that g depends on and may be differentiated by."""
         return [
             *(tensor for layer in self.weights for tensor in layer),
             *(parameter for activation in self.activations for parameter in activation.parameters()),
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return g(x), shapes (batch, d) to (batch, d)."""
         if self._runs_compiled(x):
             return values_through_chain(*self._chain(x)) - x
         (first, bias), *others = self.weights
@@ -239,16 +332,12 @@ class NormalizedMLP:
         return h
 
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g(x), shape (batch, d), and its Jacobian J, shape (batch, d, d), `J[:, i, j] = dg_i / dx_j`.
-
-        J is carried forward: d tangents go through the layers beside the value, so that no second pass is
-        needed and everything stays differentiable once more.
-        """
-        if self.fused and torch.is_grad_enabled():
-            return fused.value_and_jacobian(x, self.weights, self.activations)
-        if self._runs_compiled(x):
+        to_learn = self.fused and torch.is_grad_enabled()
+        if self._runs_compiled(x) or (to_learn and self.compiled and x.device.type == "cpu"):
             z, jacobians = through_chain(*self._chain(x))
             return z - x, jacobians[0]
+        if to_learn:
+            return fused.value_and_jacobian(x, self.weights, self.activations)
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
@@ -280,19 +369,9 @@ class NormalizedMLP:
         return h, vecmat
 
     def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Take Newton steps from x = z towards x + g(x) = z, without graph and without a guarantee.
-
-        Returns:
-            x, shape (batch, d), and :math:`(I + J)^{-1}` as it was at the last step, shape (batch, d, d).
-        """
         if self._runs_compiled(z):
             return newton_through_chain(*self._chain(z), steps)
-        x = z
-        for _ in range(steps):
-            g, J = self.forward_with_jacobian(x)
-            inverse = inverse_plus_identity(J)
-            x = x + torch.bmm(inverse, (z - x - g).unsqueeze(2)).squeeze(2)
-        return x, inverse
+        return super().newton(z, steps)
 
     def _runs_compiled(self, x: Tensor) -> bool:
         return self.compiled and not torch.is_grad_enabled() and x.device.type == "cpu"

@@ -1,6 +1,8 @@
-"""The residual block."""
+"""The residual block, and the same the other way round."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,10 +10,13 @@ from torch import Tensor
 from flows.bijection import Bijection
 from flows.estimators import Exact, LogDetEstimator
 from flows.estimators.exact import log_det_plus_identity
-from flows.fixed_point import solve_fixed_point
-from flows.lipschitz import LipschitzMLP
+from flows.fixed_point import solve_fixed_point, solve_in_training, with_implicit_gradient
+from flows.lipschitz import LipschitzNet, NormalizedNet
 
-__all__ = ["ResidualBlock"]
+__all__ = ["InverseBlock", "ResidualBlock"]
+
+Measure = Callable[[NormalizedNet, Tensor], tuple[Tensor, Tensor]]
+"""From g and points x: g(x), and what is to be known of its Jacobian there."""
 
 _EXACT = Exact()
 
@@ -25,13 +30,21 @@ class ResidualBlock(Bijection):
         tolerance: guaranteed distance of `inverse`'s result from the true one, relative where |z| exceeds 1.
     """
 
-    def __init__(self, net: LipschitzMLP, estimator: LogDetEstimator, tolerance: float = 1e-7) -> None:
+    def __init__(self, net: LipschitzNet, estimator: LogDetEstimator, tolerance: float = 1e-7) -> None:
         super().__init__()
         self.net, self.estimator, self.tolerance = net, estimator, tolerance
 
+    sign = 1
+    """Of log det(I + J) in the block's log-determinant."""
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        g, log_det = (self.estimator if self.training else _EXACT)(self.net.normalize(x.dtype), x)
-        return x + g, log_det
+        z, log_det = self.carry(self.net.normalize(x.dtype), x, self.estimator if self.training else _EXACT)
+        return z, self.sign * log_det
+
+    def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
+        """Return z, and what `measure` finds; `net` is the block's own, its weights normalized."""
+        g, found = measure(net, x)
+        return x + g, found
 
     @torch.no_grad()
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,3 +68,28 @@ class ResidualBlock(Bijection):
 
     def lipschitz(self) -> float:
         return self.net.lipschitz()
+
+
+class InverseBlock(ResidualBlock):
+    """The inverse of x + g(x) as a bijection of its own: z is the solution of z + g(z) = x.
+
+    It is what a residual block cannot be: its slopes reach from 1 / (1 + L) to 1 / (1 - L), where those of
+    x + g(x) reach from 1 - L to 1 + L (Lu et al. 2021, arXiv 2103.09527). Its gradient is that of an implicit function.
+    """
+
+    sign = -1
+
+    def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
+        L = self.net.bound()
+        z = solve_in_training(net, L, x) if self.training else self._solve(x).to(x.dtype)
+        z = with_implicit_gradient(net, L, z, x)
+        return z, measure(net, z)[1]
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        g, J = self.net.forward_with_jacobian(z)
+        return z + g, log_det_plus_identity(J)
+
+    @torch.no_grad()
+    def preimage(self, z: Tensor) -> Tensor:
+        return z + self.net(z)

@@ -7,13 +7,21 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from flows import Bijection, Flow, ResidualFlow
+from flows import Bijection, Flow, ResidualFlow, fixed_point
 from flows.activations import activation_names
 from flows.actnorm import ActNorm
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
-from flows.fixed_point import InverseError, solve_fixed_point
+from flows.fixed_point import (
+    TRAINING_TOLERANCE,
+    InverseError,
+    solve_fixed_point,
+    solve_in_training,
+    with_implicit_gradient,
+)  # fmt: skip
+from flows.implicit_flow import ImplicitFlow
 from flows.lipschitz import LipschitzMLP
-from flows.residual_block import ResidualBlock
+from flows.residual_block import InverseBlock, ResidualBlock
+from flows.residual_flow import FlowOfBlocks
 
 
 def sharpen(bijection: Bijection) -> Bijection:
@@ -37,9 +45,12 @@ def residual_block(d: int, activation: str = "lipswish", coeff: float = 0.97) ->
 BIJECTIONS: dict[str, Callable[[int], Bijection]] = {
     "actnorm": lambda d: sharpen(ActNorm(d)),
     **{f"block, {name}": lambda d, name=name: residual_block(d, name) for name in activation_names()},
+    "inverse block": lambda d: sharpen(InverseBlock(LipschitzMLP(d, 16, 2, 0.97, "sincos"), RussianRoulette())),
     "flow, exact": lambda d: sharpen(ResidualFlow(d, Exact(), blocks=3, width=16)),
     "flow, truncated": lambda d: sharpen(ResidualFlow(d, Truncated(), blocks=3, width=16, activation="elu")),
     "flow, roulette, no actnorm": lambda d: sharpen(ResidualFlow(d, RussianRoulette(), 3, 16, actnorm=False)),
+    "implicit flow, exact": lambda d: sharpen(ImplicitFlow(d, Exact(), blocks=2, width=16, coeff=0.9)),
+    "implicit flow, roulette": lambda d: sharpen(ImplicitFlow(d, RussianRoulette(), 2, 16, coeff=0.9, actnorm=False)),
 }
 
 
@@ -75,7 +86,7 @@ class TestContract:
 
     def test_log_det_is_that_of_the_jacobian(self, make: Callable[[int], Bijection], d: int) -> None:
         bijection, x = make(d).double().eval(), points(10, d)
-        J = torch.func.vmap(torch.func.jacrev(lambda point: bijection(point.unsqueeze(0))[0].squeeze(0)))(x)
+        J = torch.autograd.functional.jacobian(lambda points: bijection(points)[0].sum(0), x).transpose(0, 1)
         torch.testing.assert_close(bijection(x)[1], torch.linalg.slogdet(J).logabsdet, rtol=0, atol=1e-10)
 
     def test_gradient_reaches_every_parameter(self, make: Callable[[int], Bijection], d: int) -> None:
@@ -162,6 +173,62 @@ class TestFixedPoint:
             solve_fixed_point(residual_block(2).net, points(50, 2), 1e-18)
 
 
+class TestImplicitGradient:
+    @pytest.mark.parametrize("d", [2, 20])  # (I + J)^-1 as a matrix, and as a series
+    @pytest.mark.parametrize("compiled", [True, False])
+    def test_it_is_that_of_an_unrolled_iteration(self, d: int, compiled: bool) -> None:
+        torch.manual_seed(10)
+        net = sharpen(InverseBlock(LipschitzMLP(d, 12, 2, 0.8, "sincos"), Exact())).net.double()
+        net.load_library(torch.float64)
+        z, weight = points(6, d).requires_grad_(), points(6, d) ** 2
+        x = z
+        for _ in range(80):  # 0.8^(3 * 80) is less than rounding
+            x = z - net(x)
+        unrolled = torch.autograd.grad((x * weight).sum(), [z, *net.parameters()])
+        net.compiled = compiled
+        solution = solve_fixed_point(net, z.detach(), 1e-13)[0]
+        implicit = with_implicit_gradient(net.normalize(z.dtype), net.bound(), solution, z)
+        found = torch.autograd.grad((implicit * weight).sum(), [z, *net.parameters()])
+        torch.testing.assert_close(found, unrolled, rtol=0, atol=1e-10)
+
+    def test_without_gradient_it_is_the_number(self) -> None:
+        x = points(3, 2)
+        with torch.no_grad():
+            assert with_implicit_gradient(residual_block(2).net.normalize(x.dtype), 0.9, x, x) is x
+
+
+@pytest.mark.parametrize("d", [2, 20])
+@pytest.mark.parametrize("look", [True, False])
+def test_a_training_step_solves_as_closely_as_it_says(d: int, look: bool) -> None:
+    torch.manual_seed(11)
+    net = residual_block(d, coeff=0.95).net
+    z = points(300, d, torch.float32) * 3
+    solve = solve_in_training if look else fixed_point._solve_without_looking
+    with torch.no_grad():
+        x = solve(net.normalize(z.dtype), net.bound(), z)
+    truth = solve_fixed_point(net, z, 1e-9)[0]
+    error = (x - truth).norm(dim=1) / z.norm(dim=1).clamp(min=1)
+    assert float(error.max()) <= TRAINING_TOLERANCE * (1 if look else 1 / (1 - net.bound()))
+    assert float(error.max()) > 0
+
+
+def test_steps_without_a_look_that_lead_nowhere_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fixed_point, "STEPS_WITHOUT_LOOKING", 1)
+    net, z = residual_block(2).net, 5 * points(100, 2, torch.float32)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="after 1 steps"):
+        fixed_point._solve_without_looking(net.normalize(z.dtype), net.bound(), z)
+
+
+def test_an_implicit_block_is_one_equation() -> None:
+    """z + g_z(z) = x + g_x(x), from its networks alone."""
+    torch.manual_seed(12)
+    flow = sharpen(ImplicitFlow(2, Exact(), blocks=1, width=16, actnorm=False)).double().eval()
+    by_x, by_z = (block.net for block in flow.bijections)
+    x = points(50, 2)
+    z = flow(x)[0]
+    torch.testing.assert_close(z + by_z(z), x + by_x(x), rtol=0, atol=1e-6)
+
+
 def test_actnorm_starts_with_mean_zero_and_deviation_one() -> None:
     actnorm, x = ActNorm(3).double(), points(1000, 3) * torch.tensor([1.0, 5.0, 0.1]) + 4
     z = actnorm.initialize(x)
@@ -195,16 +262,20 @@ def test_settings_of_the_flow() -> None:
 
 
 @pytest.mark.parametrize("actnorm", [True, False])
+@pytest.mark.parametrize("family", [ResidualFlow, ImplicitFlow])
 @pytest.mark.parametrize(
     "estimator",
-    [Exact(), Truncated(), RussianRoulette(), RussianRoulette(share="batch", memory="standard", probe="rademacher")],
-    ids=["exact", "truncated", "roulette", "roulette, one N a batch"],
-)
-def test_blocks_estimated_together_are_those_estimated_one_by_one(estimator: LogDetEstimator, actnorm: bool) -> None:
-    flow = sharpen(ResidualFlow(3, estimator, blocks=4, width=8, actnorm=actnorm).double()).train()
+    [Exact(), Truncated(), RussianRoulette(), RussianRoulette(share="batch", memory="standard", probe="rademacher"),
+     RussianRoulette(jacobian="vjp")],
+    ids=["exact", "truncated", "roulette", "roulette, one N a batch", "roulette, by products"],
+)  # fmt: skip
+def test_blocks_estimated_together_are_those_estimated_one_by_one(
+    estimator: LogDetEstimator, family: type[FlowOfBlocks], actnorm: bool
+) -> None:
+    flow = sharpen(family(3, estimator, blocks=4, width=8, actnorm=actnorm, coeff=0.9).double()).train()
     x = points(7, 3).requires_grad_()
     found = []
-    for forward in (flow.forward, super(ResidualFlow, flow).forward):
+    for forward in (flow.forward, super(FlowOfBlocks, flow).forward):
         torch.manual_seed(1)
         z, log_det = forward(x)
         assert log_det.shape == (7,)

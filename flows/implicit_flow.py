@@ -1,0 +1,59 @@
+"""The implicit flow (Lu et al. 2021, arXiv 2103.09527)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from torch import Tensor
+
+from arguments import OneOf, Range, checked
+from flows.activations import activation_names
+from flows.estimators import LogDetEstimator
+from flows.estimators.estimator import Noise
+from flows.lipschitz import LipschitzMLP
+from flows.residual_block import InverseBlock, ResidualBlock
+from flows.residual_flow import FlowOfBlocks
+
+__all__ = ["ImplicitFlow"]
+
+
+class ImplicitFlow(FlowOfBlocks):
+    r"""Blocks that carry x to the solution z of :math:`z + g_z(z) = x + g_x(x)`.
+
+    A block is :math:`(I + g_z)^{-1} \circ (I + g_x)`, both networks with a Lipschitz constant below one. With
+    :math:`g_z = 0` it is a residual block: so it is more expressive at equal depth (the same, theorem 2). Its
+    log-determinant, :math:`\log\det(I + J_{g_x}(x)) - \log\det(I + J_{g_z}(z))`, is estimated as that of two blocks.
+
+    Args:
+        dimensions: d.
+        estimator: of the log-determinants, while training.
+        blocks: number of blocks, of two networks each.
+        width: units of a hidden layer.
+        depth: hidden layers of a network; 2 makes d-w-w-d.
+        activation: see `flows/activations`.
+        coeff: c, the bound on the largest singular value of every layer.
+        actnorm: whether ActNorm stands between the blocks.
+    """
+
+    @checked
+    def __init__(
+        self,
+        dimensions: int,
+        estimator: LogDetEstimator,
+        blocks: Annotated[int, Range(ge=1)] = 8,
+        width: Annotated[int, Range(ge=1)] = 48,
+        depth: Annotated[int, Range(ge=1)] = 2,
+        activation: Annotated[str, OneOf(activation_names)] = "sincos",
+        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.97,
+        actnorm: bool = True,
+    ) -> None:
+        def net() -> LipschitzMLP:
+            return LipschitzMLP(dimensions, width, depth, coeff, activation)
+
+        pairs = ((ResidualBlock(net(), estimator), InverseBlock(net(), estimator)) for _ in range(blocks))
+        super().__init__(pairs, dimensions, estimator, actnorm)
+
+    def _log_det(self, jacobians: Tensor, noises: Sequence[Noise | None]) -> Tensor:
+        by_x, by_z = (super(ImplicitFlow, self)._log_det(jacobians[part::2], noises[part::2]) for part in (0, 1))
+        return by_x - by_z
