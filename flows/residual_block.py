@@ -81,7 +81,8 @@ class InverseBlock(ResidualBlock):
 
     def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         L = self.net.bound()
-        z = solve_in_training(net, L, x) if self.training else self._solve(x).to(x.dtype)
+        to_learn = self.training and torch.is_grad_enabled()
+        z = solve_in_training(net, L, x) if to_learn else self._solve(x).to(x.dtype)
         z = with_implicit_gradient(net, L, z, x)
         return z, measure(net, z)[1]
 

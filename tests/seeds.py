@@ -18,12 +18,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import train
+from flows.fixed_point import InverseError
 from tests.conftest import PROJECT
 from training.configuration import check_config
 from training.diagnosis import ContractionError, NonFiniteError
 from training.run_folder import load_run
 
-FLOWS = ("iresnet", "resflow")
+FLOWS = ("iresnet", "resflow", "idensenet", "implicit")
 DENSITIES = ("moons", "rings", "checkerboard", "circles", "8gaussians")
 SHORT = (
     "trainer.epochs=2", "trainer.steps_per_epoch=10", "trainer.batch_size=64", "trainer.held_out=300",
@@ -39,7 +40,7 @@ def outcome(flow: str, data: str, seed: int, folder: Path) -> str:
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             train.train(config, settings, folder)
-    except (NonFiniteError, ContractionError) as error:
+    except (NonFiniteError, ContractionError, InverseError) as error:
         return f"stopped: {error}"
     rows = [line.split(",") for line in (folder / "metrics.csv").read_text().splitlines()]
     figures = [dict(zip(rows[0], map(float, row), strict=True)) for row in rows[1:]]

@@ -13,7 +13,7 @@ from tests.conftest import PROJECT, Result
 
 # Each group with each of its files, as what is typed to choose it.
 CHOICES = {
-    "flow": ["flow=iresnet", "flow=resflow"],
+    "flow": [f"flow={name}" for name in ("iresnet", "resflow", "idensenet", "implicit")],
     "data": [f"data={path.stem}" for path in sorted((PROJECT / "configs" / "data").glob("*.yaml"))],
     "estimator": [f"estimator={path.stem}" for path in sorted((PROJECT / "configs" / "estimator").glob("*.yaml"))],
     "optimizer": [f"optimizer={path.stem}" for path in sorted((PROJECT / "configs" / "optimizer").glob("*.yaml"))],

@@ -18,8 +18,9 @@ from flows.fixed_point import (
     solve_in_training,
     with_implicit_gradient,
 )  # fmt: skip
+from flows.idensenet import IDenseNet, LipschitzDenseNet
 from flows.implicit_flow import ImplicitFlow
-from flows.lipschitz import LipschitzMLP
+from flows.lipschitz import LipschitzMLP, LipschitzNet
 from flows.residual_block import InverseBlock, ResidualBlock
 from flows.residual_flow import FlowOfBlocks
 
@@ -27,7 +28,9 @@ from flows.residual_flow import FlowOfBlocks
 def sharpen(bijection: Bijection) -> Bijection:
     """Large random weights, so that every bound is active and the map is far from the identity."""
     for module in bijection.modules():
-        if isinstance(module, LipschitzMLP):
+        if isinstance(module, LipschitzNet):
+            if isinstance(module, LipschitzDenseNet):
+                torch.nn.init.normal_(module.raw_mix, std=2.0)
             for layer in module.layers:
                 torch.nn.init.orthogonal_(layer.weight, gain=2.0)
                 torch.nn.init.normal_(layer.bias)
@@ -49,6 +52,8 @@ BIJECTIONS: dict[str, Callable[[int], Bijection]] = {
     "flow, exact": lambda d: sharpen(ResidualFlow(d, Exact(), blocks=3, width=16)),
     "flow, truncated": lambda d: sharpen(ResidualFlow(d, Truncated(), blocks=3, width=16, activation="elu")),
     "flow, roulette, no actnorm": lambda d: sharpen(ResidualFlow(d, RussianRoulette(), 3, 16, actnorm=False)),
+    "densenet, exact": lambda d: sharpen(IDenseNet(d, Exact(), blocks=2, width=8, coeff=0.9)),
+    "densenet, roulette": lambda d: sharpen(IDenseNet(d, RussianRoulette(), 2, 8, coeff=0.9, actnorm=False)),
     "implicit flow, exact": lambda d: sharpen(ImplicitFlow(d, Exact(), blocks=2, width=16, coeff=0.9)),
     "implicit flow, roulette": lambda d: sharpen(ImplicitFlow(d, RussianRoulette(), 2, 16, coeff=0.9, actnorm=False)),
 }
@@ -262,7 +267,7 @@ def test_settings_of_the_flow() -> None:
 
 
 @pytest.mark.parametrize("actnorm", [True, False])
-@pytest.mark.parametrize("family", [ResidualFlow, ImplicitFlow])
+@pytest.mark.parametrize("family", [ResidualFlow, ImplicitFlow, IDenseNet])
 @pytest.mark.parametrize(
     "estimator",
     [Exact(), Truncated(), RussianRoulette(), RussianRoulette(share="batch", memory="standard", probe="rademacher"),

@@ -11,6 +11,9 @@ from datasets.moons import Moons
 from flows import Flow, ResidualFlow
 from flows.activations import activation_names
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
+from flows.idensenet import IDenseNet
+from flows.implicit_flow import ImplicitFlow
+from flows.residual_flow import FlowOfBlocks
 from training.evaluation import HeldOut, evaluate
 from training.learner import Learner
 from training.optimizers import adam, muon
@@ -40,8 +43,10 @@ def batch(n: int = 64) -> torch.Tensor:
     return Moons().sample(n, torch.Generator().manual_seed(0))
 
 
-def test_a_step_of_muon_on_the_meta_device() -> None:
-    flow = ResidualFlow(2, RussianRoulette(), blocks=3, width=8).to("meta")
+@pytest.mark.parametrize("estimator", ["dense", "vjp"])
+@pytest.mark.parametrize("family", [ResidualFlow, IDenseNet, ImplicitFlow])
+def test_a_step_of_muon_on_the_meta_device(family: type[FlowOfBlocks], estimator: str) -> None:
+    flow = family(2, RussianRoulette(jacobian=estimator), blocks=3, width=8).to("meta")
     learner = Learner(flow, muon(flow, lr=1e-2), clip_norm=1.0, ema_decay=0.9, power_iterations=1)
     learner.backward(torch.empty(64, 2, device="meta"))
     learner.update(1.0)

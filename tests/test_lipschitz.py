@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from flows.activations import activation_names
-from flows.lipschitz import LipschitzLinear, LipschitzMLP, normalized_stack, power_iterate
+from flows.idensenet import LipschitzDenseNet
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, normalized_stack, power_iterate
 
 
 def exact_sigma(weight: torch.Tensor) -> float:
@@ -93,21 +94,24 @@ def test_an_unconverged_estimate_is_seen_by_the_certificate() -> None:
 
 @pytest.mark.parametrize("activation", activation_names())
 @pytest.mark.parametrize("dimensions", [1, 2, 3, 8])
-def test_network_and_its_jacobian(dimensions: int, activation: str) -> None:
+@pytest.mark.parametrize("family", [LipschitzMLP, LipschitzDenseNet])
+def test_network_and_its_jacobian(family: type[LipschitzNet], dimensions: int, activation: str) -> None:
     torch.manual_seed(4)
-    net = LipschitzMLP(dimensions, 16, 2, 0.97, activation).double()
+    net = family(dimensions, 16, 2, 0.97, activation).double()
     x = torch.randn(20, dimensions).double() * 2
     g, J = net.forward_with_jacobian(x)
     torch.testing.assert_close(g, net(x), rtol=0, atol=1e-13)
     expected = torch.func.vmap(torch.func.jacrev(lambda point: net(point)))(x)
     torch.testing.assert_close(J, expected, rtol=0, atol=1e-12)
-    assert float(torch.linalg.matrix_norm(J.detach(), ord=2).max()) <= net.lipschitz() <= 0.97**3 + 1e-9
+    assert float(torch.linalg.matrix_norm(J.detach(), ord=2).max()) <= net.lipschitz() <= net.bound() + 1e-9
+    assert net.bound() == pytest.approx(0.97**3 if family is LipschitzMLP else 0.97)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 5])
-def test_slopes_never_exceed_the_certificate(depth: int) -> None:
+@pytest.mark.parametrize("family", [LipschitzMLP, LipschitzDenseNet])
+def test_slopes_never_exceed_the_certificate(family: type[LipschitzNet], depth: int) -> None:
     torch.manual_seed(5)
-    net = LipschitzMLP(2, 24, depth, 0.95, "clipswish").double()
+    net = family(2, 24, depth, 0.95, "clipswish").double()
     for layer in net.layers:
         torch.nn.init.normal_(layer.weight)
         layer.converge()
@@ -115,7 +119,18 @@ def test_slopes_never_exceed_the_certificate(depth: int) -> None:
     a, b = torch.randn(2, 2000, 2).double() * 3
     slope = (net(a) - net(b)).norm(dim=1) / (a - b).norm(dim=1)
     assert float(slope.max()) <= net.lipschitz()
-    assert net.lipschitz() == pytest.approx(0.95 ** (depth + 1), rel=1e-5)
+    assert net.lipschitz() == pytest.approx(0.95 ** (depth + 1) if family is LipschitzMLP else 0.95, rel=1e-5)
+
+
+def test_a_concatenation_is_of_norm_one_and_learned() -> None:
+    net = LipschitzDenseNet(3, 4, 1, 0.9, "sin").double()
+    for raw in ([0.0, 0.0], [3.0, -2.0], [-4.0, 5.0]):
+        with torch.no_grad():
+            net.raw_mix.copy_(torch.tensor(raw))
+        ((a, b),) = net.mix().tolist()
+        assert a**2 + (0.9 * b) ** 2 == pytest.approx(1)
+        assert a > 0 < b
+        assert (a > b) == (raw[0] > raw[1]) or raw[0] == raw[1]
 
 
 def test_a_stack_is_normalized_as_each_layer_is() -> None:

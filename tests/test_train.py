@@ -75,7 +75,7 @@ class TestRunFolder:
 
     @pytest.mark.parametrize("estimator", ["exact", "truncated", "russian_roulette"])
     @pytest.mark.parametrize("data", ["moons", "rings", "checkerboard", "circles", "8gaussians"])
-    @pytest.mark.parametrize("flow", ["iresnet", "resflow"])
+    @pytest.mark.parametrize("flow", ["iresnet", "resflow", "idensenet", "implicit"])
     def test_every_combination_trains(self, run: Run, tmp_path: Path, flow: str, data: str, estimator: str) -> None:
         choices = (f"flow={flow}", f"data={data}", f"estimator={estimator}")
         result = run("train", *choices, *TINY, NO_PLOTS, folder=tmp_path / "run")
@@ -328,7 +328,10 @@ class TestNonFinite:
 
 
 BAD = {
-    "flow=resfow": ("flow accepts ffjord | iresnet | maf | nice | nsf | realnvp | resflow", "did you mean 'resflow'"),
+    "flow=resfow": (
+        "flow accepts ffjord | idensenet | implicit | iresnet | maf | nice | nsf | realnvp | resflow",
+        "did you mean 'resflow'",
+    ),
     "data=moon": ("checkerboard | circles | diamond", "did you mean 'moons'"),
     "estimator=null": ("estimator accepts exact | russian_roulette | truncated", "None"),
     "flow.blocks=0": ("flow.blocks accepts a whole number at least 1", "got 0"),
@@ -438,7 +441,12 @@ def test_help_is_a_page(tmp_path: Path) -> None:
             if not name.startswith("_") and not isinstance(value, DictConfig):
                 assert f"{group}.{name}=" in out
     words = " ".join(out.split())
-    for expected in ("flow resflow, ffjord, iresnet", "data moons, 2spirals", "seed=0 of the weights", "paper/resflow"):
+    for expected in (
+        "flow resflow, ffjord, idensenet, implicit, iresnet",
+        "data moons, 2spirals",
+        "seed=0 of the weights",
+        "paper/resflow",
+    ):
         assert expected in words
     assert words.count("python train.py") >= 4
     assert "$" not in out
