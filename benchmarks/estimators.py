@@ -6,18 +6,14 @@ the estimator's bias. Where the two drift apart, the bias has been optimised int
 
 from __future__ import annotations
 
-import csv
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.measurement import arguments, print_table, write_json
+from benchmarks.runs import run
 from plots.figure import new_figure, pixels, write_png
 
-PROJECT = Path(__file__).resolve().parent.parent
 ESTIMATORS = {
     "exact": ["estimator=exact"],
     **{f"truncated, n = {n}": ["estimator=truncated", f"estimator.n_terms={n}"] for n in (2, 5, 10)},
@@ -34,19 +30,6 @@ COLORS = {
     "russian_roulette, series": "#2a788e",
     "russian_roulette, neumann": "#22a884",
 }
-
-
-def run(folder: Path, overrides: list[str]) -> tuple[list[dict[str, float]], dict[str, float]]:
-    """Train, unless it was done before, and return the rows of metrics.csv and the summary."""
-    if not (folder / "summary.json").exists():
-        subprocess.run(
-            [sys.executable, str(PROJECT / "train.py"), "trainer.plots=false", f"hydra.run.dir={folder}", *overrides],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
-    with open(folder / "metrics.csv") as file:
-        rows = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
-    return rows, json.loads((folder / "summary.json").read_text())
 
 
 def draw(path: Path, found: dict[str, dict[str, list[dict[str, float]]]], entropies: dict[str, float]) -> None:
