@@ -84,7 +84,7 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
 
 def _ticks(low: float, high: float, n: int = 5) -> list[float]:
     """Round numbers that hold `low` and `high` between them."""
-    if high - low < 1e-12 * max(abs(low), abs(high), 1e-12):  # a constant: a little room around it
+    if high - low < 1e-4 * max(abs(low), abs(high), 1e-12):  # a constant, rounding aside: a little room around it
         room = 0.05 * abs(high) or 1.0
         low, high = low - room, high + room
     rough = (high - low) / n

@@ -50,7 +50,8 @@ def tiles(figures: Mapping[str, str]) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts."""
+    """A table of texts, without a head where all names are empty."""
     names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    head_row = f"<thead><tr>{names}</tr></thead>" if any(head) else ""
     body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="scroll"><table>{head_row}<tbody>{body}</tbody></table></div>'

@@ -1,4 +1,4 @@
-// The value under the pointer, tables that sort, and the curves of a row.
+// The value under the pointer, tables that sort, and the curves of a row or of a name in the legend.
 const tip = document.body.appendChild(Object.assign(document.createElement("div"), { id: "tip", hidden: true }));
 
 for (const svg of document.querySelectorAll("svg")) {
@@ -58,13 +58,14 @@ for (const table of document.querySelectorAll("table.sortable")) {
       body.append(...[...body.rows].sort(compare));
     });
   });
-  const choose = (row, on) => {
-    row.classList.toggle("on", on);
+}
+
+for (const chosen of document.querySelectorAll("tr[data-index], .legend [data-index]")) {
+  const choose = (on) => {
+    for (const row of document.querySelectorAll(`tr[data-index="${chosen.dataset.index}"]`)) row.classList.toggle("on", on);
     document.body.classList.toggle("chosen", on);
-    for (const line of document.querySelectorAll(`.line[data-index="${row.dataset.index}"]`)) line.classList.toggle("on", on);
+    for (const line of document.querySelectorAll(`.line[data-index="${chosen.dataset.index}"]`)) line.classList.toggle("on", on);
   };
-  for (const row of body.rows) {
-    row.addEventListener("pointerenter", () => choose(row, true));
-    row.addEventListener("pointerleave", () => choose(row, false));
-  }
+  chosen.addEventListener("pointerenter", () => choose(true));
+  chosen.addEventListener("pointerleave", () => choose(false));
 }

@@ -98,7 +98,7 @@ def read_all(folder: Path) -> int:
             json.loads(path.read_text())
         elif path.suffix == ".csv":
             epochs = len(list(csv.DictReader(path.open())))
-        elif path.suffix == ".npy":
+        elif path.suffix in (".npy", ".npz"):
             np.load(path)
         elif path.suffix == ".html":
             assert path.read_text().rstrip().endswith("</html>")

@@ -49,6 +49,16 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$(awk '/MemTotal/ {pr
 PartitionName=all Nodes=$host Default=YES MaxTime=INFINITE State=UP
 CONF
 export SLURM_CONF="$folder/slurm.conf"
+# Without accounting there is nothing for sacct to ask, and submitit warns of that at every look: here the queue answers.
+mkdir "$folder/bin"
+cat > "$folder/bin/sacct" <<'SACCT'
+#!/bin/sh
+jobs=$(echo "$@" | grep -o -e '-j [0-9]*' | cut -c 4- | paste -s -d ,)
+echo "JobID|State|NodeList"
+squeue --noheader --array --states=all --format='%i|%T|%N' --jobs="$jobs"
+SACCT
+chmod 755 "$folder/bin/sacct"
+PATH="$folder/bin:$PATH"
 
 munged --foreground --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" \
     --pid-file="$folder/munged.pid" --seed-file="$folder/munged.seed" > "$folder/munged.log" 2>&1 &

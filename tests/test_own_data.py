@@ -223,6 +223,18 @@ class TestRun:
             assert "KL from the target" not in text
             assert ">nan" not in text
 
+    def test_a_sweeps_pictures_need_no_file(self, run: Run, table: Path, tmp_path: Path) -> None:
+        settings = (*TINY, "trainer.plots=false", "hydra.sweep.dir=sweep")
+        assert run("train", "-m", "data=points", "data.path=my.csv", *settings, "seed=0,1").status == 0
+        made = ("sheet.png", "sheet.gif", "report.html")
+        before = {name: (tmp_path / "sweep" / name).read_bytes() for name in made}
+        table.unlink()
+        for name in made:
+            (tmp_path / "sweep" / name).unlink()
+        result = run("train", "-m", "resume=sweep")
+        assert (result.status, result.err) == (0, "")
+        assert before == {name: (tmp_path / "sweep" / name).read_bytes() for name in made}
+
     def test_a_sweep_with_a_bad_file_writes_nothing(self, run: Run, table: Path, tmp_path: Path) -> None:
         (tmp_path / "bad.csv").write_text("1,2\n3,x\n")
         result = run("train", "-m", "data=points", "data.path=my.csv,bad.csv", *TINY)

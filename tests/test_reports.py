@@ -48,6 +48,14 @@ class TestChart:
         assert all(0 <= y <= HEIGHT for _, y in line)
         assert 2 <= text.count('class="grid"') <= 14
 
+    @pytest.mark.parametrize("logarithmic", [True, False])
+    def test_a_constant_seen_through_rounding_is_flat(self, logarithmic: bool) -> None:
+        text = chart("a", "step", [Series("", 0, [1, 2, 3], [0.9702990, 0.9702991, 0.9702989])], logarithmic)
+        ((_, a), (_, b), (_, c)) = self.points(text)[0]
+        assert max(a, b, c) - min(a, b, c) < 0.5
+        labels = re.findall(r'text-anchor="end">([^<]*)<', text)
+        assert len(labels) == len(set(labels))
+
     def test_what_is_not_finite_is_left_out(self) -> None:
         (line,) = self.points(chart("a", "step", [Series("", 0, [1, 2, 3], [1.0, float("nan"), 2.0])]))
         assert len(line) == 2
@@ -119,6 +127,9 @@ def test_reports_work_in_a_browser(sweep: Path) -> None:
         const shown = () => [...document.querySelectorAll('.charts')].map(c => getComputedStyle(c).display !== 'none');
         seen.steps = shown(); document.getElementById('by-time').click(); seen.time = shown();
         seen.background = getComputedStyle(document.body).backgroundColor;
+        const name = document.querySelector('.legend [data-index="2"]');
+        name.dispatchEvent(new Event('pointerenter'));
+        seen.chosen = [...new Set([...document.querySelectorAll('.on')].map(e => e.dataset.index))];
     """
     for width in (1280, 500):
         seen = look(sweep / "report.html", width, sort)
@@ -129,6 +140,7 @@ def test_reports_work_in_a_browser(sweep: Path) -> None:
         assert seen["up"] == ["0", "1", "2", "3"] == seen["down"][::-1]
         assert sorted(seen["first"]) == seen["up"]
         assert (seen["steps"], seen["time"]) == ([True, False], [False, True])
+        assert seen["chosen"] == ["2"]
     dark = look(sweep / "report.html", 1280, sort, "--force-dark-mode", "--blink-settings=preferredColorScheme=0")
     assert dark["background"] != seen["background"]
     assert look(sweep / "0" / "report.html", 500, "")["wide"] <= 500

@@ -96,6 +96,15 @@ class TestSweep:
         assert set(by_number(tmp_path / "sweep")) == {0, 1, 2}
         assert before == {number: (tmp_path / f"sweep/{number}/summary.json").stat().st_mtime_ns for number in (0, 2)}
 
+    def test_pictures_that_cannot_be_made_are_told_of(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "sweep" / "sheet.png").mkdir(parents=True)
+        result = run("train", "-m", *SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep")
+        assert result.status == 1
+        (line,) = result.err.strip().splitlines()
+        assert line.startswith("all runs have ended, but their sheets and report cannot be made: ")
+        assert "sheet.png" in line
+        assert len(table(tmp_path / "sweep")) == 2
+
     def test_killed_twice_and_resumed_it_is_complete(self, run: Run, tmp_path: Path) -> None:
         settings = (*SHORT, "trainer.epochs=3", "flow=iresnet,resflow", "data=moons,circles", "seed=0,1,2", "threads=1")
         sweep = tmp_path / "sweep"

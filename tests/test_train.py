@@ -452,6 +452,20 @@ def test_help_is_a_page(tmp_path: Path) -> None:
     assert "$" not in out
 
 
+@pytest.mark.parametrize("page", [("--help",), ("--cfg", "job")])
+def test_a_reader_may_leave_a_page_early(tmp_path: Path, page: tuple[str, ...]) -> None:
+    """As of `python train.py --help | head -5`."""
+    process = start("train", *page, cwd=tmp_path)
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait() == 0
+
+
+def test_pages_that_do_not_go_together_are_named(run: Run) -> None:
+    result = run("train", "-m", "--cfg", "job")
+    assert (result.status, result.err) == (2, "train.py: --multirun and --cfg do not go together\n")
+
+
 def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) -> None:
     result = run("train", "estimator=truncated", "data=rings", "--help")
     assert result.status == 0

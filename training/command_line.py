@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,20 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     _prefer_own_configs()
     try:
         if arguments.help:
-            print(help_page(CONFIGS, config_name, arguments.overrides))
+            with _read_as_far_as_wanted():
+                print(help_page(CONFIGS, config_name, arguments.overrides))
             return
         _refuse_what_nobody_sets(arguments.overrides)
+        one_of = ("run", "multirun", "cfg", "info", "shell_completion")
+        if len(given := [f"--{name.replace('_', '-')}" for name in one_of if getattr(arguments, name)]) > 1:
+            _exit(2, f"{' and '.join(given)} do not go together")
         other = (
             arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion,
             arguments.experimental_rerun,
         )  # fmt: skip
         if any(other) or (arguments.multirun and not resumable):
-            _hand_to_hydra(task, settings, config_name)
+            with _read_as_far_as_wanted():
+                _hand_to_hydra(task, settings, config_name)
             return
         if not arguments.multirun:
             if resumable and (folder := _folder_to_resume(arguments.overrides)) is not None:
@@ -90,8 +96,8 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     except (HydraException, OmegaConfBaseException) as error:
         _exit(2, " ".join(line.strip() for line in str(error).splitlines() if line.strip()))
     except (NonFiniteError, ContractionError, InverseError, UnwritableError) as error:
-        if isinstance(error.__cause__, BrokenPipeError):  # nobody reads standard output, so Python must not flush it
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error.__cause__, BrokenPipeError):
+            _leave_standard_output()
         _exit(1, str(error))
     except (MemoryError, RuntimeError) as error:
         if not _is_of_memory(error):
@@ -343,6 +349,21 @@ def _settings_of(node: DictConfig, prefix: str = "") -> list[str]:
                 continue  # ${estimator}: its settings have their own names
             names.extend(_settings_of(child, f"{name}."))
     return names
+
+
+@contextlib.contextmanager
+def _read_as_far_as_wanted() -> Iterator[None]:
+    """While entered, what is printed is for a person, who may look at its beginning alone: `--help | head`."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_standard_output()
+
+
+def _leave_standard_output() -> None:
+    """Nobody reads standard output, so Python must not flush it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parse(overrides: list[str]) -> list[Override]:

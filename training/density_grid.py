@@ -1,22 +1,25 @@
-"""Densities on a grid: what is drawn of a flow, and kept of every epoch of a run."""
+"""Densities on a grid: what is drawn of a flow and its target, and kept of every epoch of a run."""
 
 from __future__ import annotations
 
 import functools
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from atomic import write_atomically
 from datasets import Points, Target
+from datasets.target import Window
 from flows import Flow
 from training.evaluation import log_prob
 
-__all__ = ["DensityGrid", "load_density", "save_density"]
+__all__ = ["DensityGrid", "DrawnTarget", "load_density", "load_target", "save_density", "save_target"]
 
 SIDE = 100  # points along each side of the window
+TARGET = Path("densities", "target.npz")
 
 
 class DensityGrid:
@@ -46,6 +49,32 @@ class DensityGrid:
     def density_of(self, flow: Flow) -> np.ndarray:
         """The same of `flow`, which is in evaluation mode."""
         return log_prob(flow, self.points).exp().view(SIDE, SIDE).cpu().numpy()
+
+
+class DrawnTarget(NamedTuple):
+    """All that is drawn of a target."""
+
+    name: str
+    density: np.ndarray  # shape (100, 100), the lowest y first
+    window: Window
+
+
+def save_target(run: Path, grid: DensityGrid) -> None:
+    """Keep what is drawn of the target: its file may be gone, or another, when a sweep's sheet is drawn."""
+    buffer = io.BytesIO()
+    density = grid.of_target.astype(np.float32)
+    np.savez_compressed(buffer, name=grid.name_of_target, density=density, window=grid.target.window)
+    write_atomically(run / TARGET, buffer.getvalue())
+
+
+def load_target(run: Path) -> DrawnTarget | None:
+    """What `save_target` kept; None where the run ended before."""
+    try:
+        with np.load(run / TARGET) as file:
+            horizontal, vertical = (tuple(ends) for ends in file["window"].tolist())
+            return DrawnTarget(str(file["name"]), file["density"], (horizontal, vertical))
+    except FileNotFoundError:
+        return None
 
 
 def save_density(run: Path, epoch: int, density: np.ndarray) -> None:

@@ -111,7 +111,7 @@ def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:
     shown = CURVES
     if runs and all(math.isnan(row["kl"]) for _, _, rows in runs for row in rows):  # of one's own points
         shown = CURVES[1:]
-    parts = ["<h2>Curves</h2>", AXIS_CHOICE]
+    parts = ["<h2>Curves</h2>", AXIS_CHOICE, _legend(runs)]
     for key, kind, label in AXES:
         parts.append(f'<div class="charts {kind}">')
         for figure, title, logarithmic in shown:
@@ -124,16 +124,30 @@ def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:
     return parts
 
 
+def _legend(runs: list[tuple[int, str, list[dict[str, float]]]]) -> str:
+    """Which line is whose, where there are several; a touch or the pointer on a name leaves the others faint."""
+    if len(runs) < 2:
+        return ""
+    entries = (f'<span data-index="{n}">{_swatch(n)} {n} {html.escape(name)}</span>' for n, name, rows in runs if rows)
+    return f'<p class="legend">{"".join(entries)}</p>'
+
+
+def _swatch(number: int) -> str:
+    """The line of a run, as the charts draw it."""
+    dash = "dashed" if DASHES[number // COLORS % len(DASHES)] else "solid"
+    return f'<span class="swatch" style="--color: var(--c{number % COLORS}); border-top-style: {dash}"></span>'
+
+
 def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
     """The runs, the best first by `SweepRow.rank`; a click on a column's head sorts by it."""
     keys = list(told_apart[0]) if rows else []
-    names = ["run", "learned", "KL, nats", *keys, "NLL, nats", "Lipschitz", "seconds", "error"]
+    names = ["run", "learned", "KL, nats", *keys, "NLL, nats", "Lipschitz", "seconds"]
+    if failed := any(row.error is not None for row in rows):
+        names.append("error")
     heads = (f"<th{'' if name == 'learned' else ' data-sort'}>{html.escape(name)}</th>" for name in names)
     lines = []
     for row, told in sorted(zip(rows, told_apart), key=lambda pair: pair[0].rank):
-        style = f"--color: var(--c{row.number % COLORS})"
-        dash = "dashed" if DASHES[row.number // COLORS % len(DASHES)] else "solid"
-        run = f'<span class="swatch" style="{style}; border-top-style: {dash}"></span> {row.number}'
+        run = f"{_swatch(row.number)} {row.number}"
         if (row.folder / "report.html").exists():
             run = f'<a href="{html.escape(row.folder.name)}/report.html">{run}</a>'
         figures = row.figures
@@ -141,7 +155,8 @@ def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
         cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]
         cells += [_cell(kl, figures.get("kl")), *(f"<td>{html.escape(told[key])}</td>" for key in keys)]
         cells += [_cell(_short(figures.get(key)), figures.get(key)) for key in SHOWN]
-        cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
+        if failed:
+            cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
         lines.append(f'<tr data-index="{row.number}">{"".join(cells)}</tr>')
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{"".join(heads)}</tr></thead>'

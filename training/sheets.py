@@ -7,15 +7,14 @@ import io
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
 from plots.painting import paint_density
 from plots.palette import density_palette
 from plots.sheet import Panel, Sheet, Strip
-from training.configuration import build, check_config, load_config
-from training.density_grid import DensityGrid, load_density
+from training.configuration import load_config
+from training.density_grid import load_density, load_target
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 __all__ = ["draw_sheets", "thumbnail"]
@@ -23,20 +22,18 @@ __all__ = ["draw_sheets", "thumbnail"]
 
 def draw_sheets(sweep: Path) -> None:
     """Draw sheet.png, each run's last density, and sheet.gif, all their epochs: a strip for each target."""
-    rows = [row for row in read_rows(sweep) if (row.folder / "config.yaml").exists()]
-    if not rows:
+    begun = [(row, target) for row in read_rows(sweep) if (target := load_target(row.folder)) is not None]
+    if not begun:
         return
+    rows = [row for row, _ in begun]
     strips: dict[str, Strip] = {}
-    for row, difference in zip(rows, differences(rows)):
+    for (row, target), difference in zip(begun, differences(rows)):
         config = load_config(row.folder, "resume")
-        check_config(config)
         key = OmegaConf.to_yaml(config.data)
         if key not in strips:
-            target = build(config.data)
             of_data = {key: value for key, value in difference.items() if key.startswith("data.")}
-            grid = DensityGrid(target, torch.device("cpu"))
             title = " ".join([config.choices.data, *in_words(of_data)])
-            strips[key] = Strip(f"{grid.name_of_target}: {title}", grid.of_target, target.window, [])
+            strips[key] = Strip(f"{target.name}: {title}", target.density, target.window, [])
         strips[key].panels.append(_panel(row, difference))
     measures = " or ".join(sorted({row.measure.upper() for row in rows}))
     sheet = Sheet(list(strips.values()), f"{sweep.name}: {len(rows)} runs, {measures} in nats")
@@ -46,14 +43,11 @@ def draw_sheets(sweep: Path) -> None:
 
 def thumbnail(run: Path) -> bytes | None:
     """A PNG of the last density that a run has learned, on its target's colour scale; None where there is none."""
-    found = densities(run)
-    if not found:
+    found, target = densities(run), load_target(run)
+    if not found or target is None:
         return None
-    config = load_config(run, "resume")
-    check_config(config)
-    top = DensityGrid(build(config.data), torch.device("cpu")).of_target.max()
     canvas = np.zeros(found[-1].shape, np.uint8)
-    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), found[-1] / top)
+    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), found[-1] / target.density.max())
     image = Image.fromarray(canvas)
     image.putpalette(density_palette().tobytes())
     buffer = io.BytesIO()

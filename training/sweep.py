@@ -62,8 +62,13 @@ class SweepCallback(Callback):
         from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
 
         sweep = Path(config.hydra.sweep.dir)
-        draw_sheets(sweep)
-        write_sweep_report(sweep)
+        try:
+            draw_sheets(sweep)
+            write_sweep_report(sweep)
+        except Exception as error:  # Hydra would make a warning of it, and the sweep would end as if all was well
+            why = str(error) if isinstance(error, (OSError, *EXPECTED)) else repr(error)
+            print(f"all runs have ended, but their sheets and report cannot be made: {why}", file=sys.stderr)
+            raise SystemExit(1) from error
 
 
 class Sweep:

@@ -22,7 +22,7 @@ from atomic import write_atomically
 from datasets import Target
 from flows import Flow
 from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
-from training.density_grid import DensityGrid, save_density
+from training.density_grid import DensityGrid, save_density, save_target
 from training.diagnosis import ContractionError, NonFiniteError, diagnose, first_not_finite
 from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
@@ -178,6 +178,7 @@ class Trainer:
         """
         progress, total = self.progress, self.epochs * self.steps_per_epoch
         with Interruption() as interruption:
+            save_target(self.folder, self.grid)
             if not self._begun:
                 first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
                 self.learner.initialize(first.to(self.device))
