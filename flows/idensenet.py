@@ -139,10 +139,10 @@ class IDenseNet(FlowOfBlocks):
         dimensions: int,
         estimator: LogDetEstimator,
         blocks: Annotated[int, Range(ge=1)] = 10,
-        width: Annotated[int, Range(ge=1)] = 32,
+        width: Annotated[int, Range(ge=1)] = 16,
         depth: Annotated[int, Range(ge=1)] = 3,
         activation: Annotated[str, OneOf(activation_names)] = "clipswish",
-        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.98,
+        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.99,
         actnorm: bool = True,
     ) -> None:
         nets = (LipschitzDenseNet(dimensions, width, depth, coeff, activation) for _ in range(blocks))

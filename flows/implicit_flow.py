@@ -45,7 +45,7 @@ class ImplicitFlow(FlowOfBlocks):
         width: Annotated[int, Range(ge=1)] = 48,
         depth: Annotated[int, Range(ge=1)] = 2,
         activation: Annotated[str, OneOf(activation_names)] = "sincos",
-        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.97,
+        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.99,
         actnorm: bool = True,
     ) -> None:
         def net() -> LipschitzMLP:

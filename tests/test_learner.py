@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from flows.residual_flow import FlowOfBlocks
 from training.evaluation import HeldOut, evaluate
 from training.learner import Learner
 from training.optimizers import adam, muon
+from training.trainer import Trainer
 
 ESTIMATORS = {
     "exact": Exact(),
@@ -207,3 +209,14 @@ def test_a_truncated_estimator_reports_its_bias() -> None:
     held_out = HeldOut.draw(Moons(), 2048, torch.Generator().manual_seed(3), torch.device("cpu"))
     found = evaluate(flow, held_out, seed=0)
     assert abs(found.logdet_bias) > 10 * found.logdet_std / math.sqrt(2048)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 1.0, 5.0])
+def test_the_learning_rate_of_a_run_that_time_ends_is_one_of_time(seconds: float) -> None:
+    """However many steps there could be: it rises over the share of the time, and falls with the time."""
+    clock = {"max_seconds": 10.0, "warmup": 0.02, "schedule": "cosine", "_seconds": lambda: seconds}
+    rates = [
+        Trainer._rate(SimpleNamespace(epochs=epochs, steps_per_epoch=1000, **clock), step=3) for epochs in (10, 10_000)
+    ]
+    expected = min(1.0, seconds / 0.2) * (1 + math.cos(math.pi * seconds / 10)) / 2
+    assert rates == pytest.approx([expected, expected])

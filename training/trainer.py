@@ -282,10 +282,9 @@ class Trainer:
     def _rate(self, step: int) -> float:
         """The learning rate of the step that is `step`-th, as a share of its peak."""
         total = self.epochs * self.steps_per_epoch
-        done = (step - 1) / total
-        if self.max_seconds is not None:
-            done = max(done, min(self._seconds() / self.max_seconds, 1.0))
-        rise = min(1.0, step / max(1.0, self.warmup * total))
+        by_time = 0.0 if self.max_seconds is None else min(self._seconds() / self.max_seconds, 1.0)
+        done = max((step - 1) / total, by_time)
+        rise = min(1.0, max(step / total, by_time) / max(self.warmup, 1 / total))
         return rise * (0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0)
 
     def _check_losses(self, losses: list[Tensor], batch: Tensor) -> None:
