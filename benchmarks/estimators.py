@@ -31,26 +31,31 @@ COLORS = {
     "russian_roulette, neumann": "#22a884",
 }
 
+TICKS = (-10, -1, -0.1, 0, 0.1, 1)
+
 
 def draw(path: Path, found: dict[str, dict[str, list[dict[str, float]]]], entropies: dict[str, float]) -> None:
     """For each density: exact KL (full) and the objective's own (dashed) against steps."""
-    figure = new_figure(620 * len(found), 400)
+    figure = new_figure(600 * len(found), 430)
     for index, (data, curves) in enumerate(found.items()):
-        width = 0.97 / len(found)
-        axes = figure.add_axes((0.06 + width * index, 0.13, width * 0.82, 0.72))
+        width = 0.94 / len(found)
+        axes = figure.add_axes((0.06 + width * index, 0.23, width * 0.9, 0.66))
         for name, rows in curves.items():
             steps = [row["step"] for row in rows]
             axes.plot(steps, [row["kl"] for row in rows], color=COLORS[name], linewidth=1.6, label=name)
             axes.plot(steps, [row["kl"] - row["logdet_bias"] for row in rows], color=COLORS[name], linewidth=1.1,
                       linestyle=(0, (3, 2)))  # fmt: skip
         axes.axhline(0, color="0.6", linewidth=0.6)
-        axes.set(title=f"{data}: NLL less the entropy, {entropies[data]:.3f}", xlabel="steps")
-        axes.set_yscale("symlog", linthresh=0.05, linscale=0.5)
+        axes.set_yscale("symlog", linthresh=0.1, linscale=1)
+        axes.set_yticks(TICKS, [f"{tick:g}" for tick in TICKS])
+        axes.minorticks_off()
+        axes.set(title=f"{data}: NLL less the entropy, {entropies[data]:.3f} nats", xlabel="steps")
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25, linewidth=0.4)
         if index == 0:
-            axes.set_ylabel("nats: exact (full), the objective's own (dashed)")
-            axes.legend(fontsize=7)
+            axes.set_ylabel("nats: exact (full),\nthe objective's own (dashed)")
+            figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=len(curves), fontsize=9,
+                          frameon=False)  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, pixels(figure))
 
