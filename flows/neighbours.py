@@ -39,6 +39,11 @@ class ZukoTransform(Bijection):
 
 
 def _flow(name: str, dimensions: int, transforms: int | None, width: int, depth: int, **settings: int) -> Flow:
+    """The flow of that name on R^d, d = `dimensions`, its networks of `depth` hidden layers of `width` units.
+
+    Raises:
+        ArgumentError: zuko is not installed.
+    """
     try:
         import zuko
     except ImportError:
