@@ -107,6 +107,9 @@ def solve_in_training(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
 
     On the CPU as :func:`solve_fixed_point` does. Elsewhere without a look at who is there already, for which the host
     would wait.
+
+    Raises:
+        InverseError: `z` is not finite, or rounding keeps the bound above the tolerance.
     """
     if z.device.type != "cpu":
         return _solve_without_looking(g_of, L, z)
@@ -134,7 +137,7 @@ def _solve_without_looking(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
 
 
 def with_implicit_gradient(g_of: NormalizedNet, L: float, x: Tensor, z: Tensor) -> Tensor:
-    r"""The solution `x` of x + g(x) = z as a function of z and of g's parameters, differentiable once.
+    r"""The solution `x` of x + g(x) = z, (batch, d), as a function of z and of g's parameters, differentiable once.
 
     By the implicit function theorem :math:`dx = (I + J)^{-1} (dz - dg)`, J at x. So nothing of the way to x is kept.
     With many dimensions :math:`(I + J)^{-1}` is a Neumann series, whose remainder L bounds.

@@ -21,9 +21,17 @@ from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
 
 __all__ = [
-    "LipschitzLinear", "LipschitzMLP", "LipschitzNet", "NormalizedMLP", "NormalizedNet", "c_parameters",
-    "normalize_all", "normalized_stack", "power_iterate",
-]  # fmt: skip
+    "LipschitzLinear",
+    "LipschitzMLP",
+    "LipschitzNet",
+    "NormalizedMLP",
+    "NormalizedNet",
+    "c_parameters",
+    "normalize_all",
+    "normalized_stack",
+    "normalized_stacks",
+    "power_iterate",
+]
 
 
 FEWEST_TO_SQUARE = 16  # power iterations: more are made by squaring a matrix
@@ -205,16 +213,21 @@ class LipschitzNet(nn.Module, abc.ABC):
         return self.normalize(x.dtype).forward_with_jacobian(x)
 
 
+def normalized_stacks(nets: Sequence[LipschitzNet]) -> list[Tensor]:
+    """The normalized weights of the first layers of all `nets`, which are of one shape, then of their second, ..."""
+    layers = zip(*(net.layers for net in nets), strict=True)
+    if torch.is_grad_enabled():
+        return [normalized_stack(of_one_shape) for of_one_shape in layers]
+    # To the last bit those of the inverse, which takes them layer by layer.
+    return [torch.stack([layer.normalized_weight() for layer in of_one_shape]) for of_one_shape in layers]
+
+
 def normalize_all(nets: Sequence[LipschitzNet], dtype: torch.dtype) -> Iterator[NormalizedNet]:
     """Each of the networks as `normalize` gives it, which are of one shape: all their weights at once."""
-    if torch.is_grad_enabled():
-        stacks = [normalized_stack(layers).to(dtype).unbind() for layers in zip(*(net.layers for net in nets))]
-        for net, *weights in zip(nets, *stacks, strict=True):
-            biases = [layer.bias.to(dtype) for layer in net.layers]
-            yield net.with_weights(list(zip(weights, biases, strict=True)))
-    else:  # to the last bit as the inverse has them
-        for net in nets:
-            yield net.normalize(dtype)
+    stacks = [stack.to(dtype).unbind() for stack in normalized_stacks(nets)]
+    for net, *weights in zip(nets, *stacks, strict=True):
+        biases = [layer.bias.to(dtype) for layer in net.layers]
+        yield net.with_weights(list(zip(weights, biases, strict=True)))
 
 
 class LipschitzMLP(LipschitzNet):

@@ -42,7 +42,11 @@ class ResidualBlock(Bijection):
         return z, self.sign * log_det
 
     def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
-        """Return z, and what `measure` finds; `net` is the block's own, its weights normalized."""
+        """Return z, shape (batch, d), and what `measure` finds; `net` is the block's own, its weights normalized.
+
+        Raises:
+            InverseError: of an :class:`InverseBlock`, see :func:`~flows.fixed_point.solve_fixed_point`.
+        """
         g, found = measure(net, x)
         return x + g, found
 

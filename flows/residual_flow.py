@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import Annotated
 
@@ -21,15 +21,7 @@ from flows.estimators.estimator import Noise, join
 from flows.estimators.exact import log_det_plus_identity
 from flows.flow import Flow
 from flows.fused import compile_passes
-from flows.lipschitz import (
-    LipschitzLinear,
-    LipschitzMLP,
-    LipschitzNet,
-    NormalizedNet,
-    c_parameters,
-    normalize_all,
-    normalized_stack,
-)  # fmt: skip
+from flows.lipschitz import LipschitzMLP, LipschitzNet, c_parameters, normalize_all, normalized_stacks
 from flows.precision import widened
 from flows.residual_block import ResidualBlock
 from flows.stacks import stacked
@@ -101,7 +93,7 @@ class FlowOfBlocks(Flow):
         nets, jacobians, others = normalize_all(self._nets, x.dtype), [], 0.0
         for bijection in self.bijections:
             if isinstance(bijection, ResidualBlock):
-                x, J = bijection.carry(next(nets), x, _value_and_jacobian)
+                x, J = bijection.carry(next(nets), x, lambda net, x: net.forward_with_jacobian(x))
                 jacobians.append(J)
             else:
                 x, term = bijection(x)
@@ -111,10 +103,6 @@ class FlowOfBlocks(Flow):
     @functools.cached_property
     def _nets(self) -> list[LipschitzNet]:
         return [bijection.net for bijection in self.bijections if isinstance(bijection, ResidualBlock)]
-
-
-def _value_and_jacobian(net: NormalizedNet, x: Tensor) -> tuple[Tensor, Tensor]:
-    return net.forward_with_jacobian(x)
 
 
 class ResidualFlow(FlowOfBlocks):
@@ -172,19 +160,12 @@ class ResidualFlow(FlowOfBlocks):
         weights = ChainWeights(
             scale=log_scale[: len(nets)].exp(),
             shift=shift[: len(nets)],
-            weights=[stack.to(x.dtype) for stack in self._stacks()],
-            biases=[stacked([layer.bias for layer in layers]).to(x.dtype) for layers in self._layers()],
+            weights=[stack.to(x.dtype) for stack in normalized_stacks(nets)],
+            biases=[
+                stacked([layer.bias for layer in layers]).to(x.dtype)
+                for layers in zip(*(net.layers for net in nets), strict=True)
+            ],
             parameter=c_parameters([net.activations for net in nets]).to(x.dtype),
         )
         z, jacobians = through_chain(type(nets[0].activations[0]), x, weights)
         return norms[-1](z)[0] if norms else z, jacobians, log_scale.sum() + others
-
-    def _layers(self) -> Iterator[tuple[LipschitzLinear, ...]]:
-        """The first layers of all blocks, then their second layers, and so on: those of one shape."""
-        return zip(*(net.layers for net in self._nets), strict=True)
-
-    def _stacks(self) -> list[Tensor]:
-        if torch.is_grad_enabled():
-            return [normalized_stack(layers) for layers in self._layers()]
-        # To the last bit those of the inverse, which takes them layer by layer.
-        return [torch.stack([layer.normalized_weight() for layer in layers]) for layers in self._layers()]
