@@ -6,7 +6,11 @@ import abc
 
 from torch import Tensor, nn
 
-__all__ = ["Bijection"]
+__all__ = ["Bijection", "InverseError"]
+
+
+class InverseError(RuntimeError):
+    """An inverse could not be computed to the accuracy asked for."""
 
 
 class Bijection(nn.Module, abc.ABC):

@@ -166,6 +166,8 @@ typedef struct {
     real *scale, *shift;     /* (blocks, d), of the affine map before each block */
     real **weight, **bias;   /* depth + 1 each: (blocks, n_out, n_in) and (blocks, n_out) */
     real *parameter;         /* (blocks, depth), of the activations */
+    int8_t *inverted;        /* (blocks): whether x + g(x) = y is solved for x, rather than x carried to x + g(x) */
+    double lipschitz;        /* of each g, at most; below 1 where a block is inverted */
 } Chain;
 
 enum { ALIGNMENT = 64 };
@@ -394,38 +396,6 @@ static void evaluate_block(const Chain *chain, int block, int n, Work *work) {
     last_layer(chain, block, n, work);
 }
 
-/* Carries the samples from `begin` to `end` through the chain; `begin` is a multiple of `chunk`.
- *   inputs   (blocks + 1, batch, d): the first is given; what enters each block and leaves the last
- *   jacobian (blocks, batch, d, d), or NULL
- *   kept     for `backward`, or NULL
- * Returns 0 if there is no memory. */
-int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, real *inputs, real *jacobian, real *kept) {
-    int d = chain->d;
-    Arena arena;
-    Work work;
-    if (!begin_work(chain, chunk, 0, &arena, &work)) return 0;
-    work.stacked = jacobian ? 1 + d : 1;
-    for (int block = 0; block < chain->blocks; block++) {
-        pack(chain, block, &work.weights);
-        for (int64_t start = begin; start < end; start += chunk) {
-            int n = end - start < chunk ? end - start : chunk;
-            enter_block(chain, block, n, inputs + (block * batch + start) * d, &work);
-            for (int layer = 1; layer < chain->depth && kept; layer++)
-                work.pre[layer] = kept_of(chain, kept, batch, chunk, block, layer, start);
-            evaluate_block(chain, block, n, &work);
-            real *z = inputs + ((block + 1) * batch + start) * d;
-            for (int k = 0; k < n * d; k++) z[k] = work.x[k] + work.out[k];
-            if (!jacobian) continue;
-            real *J = jacobian + (block * batch + start) * d * d;
-            for (int r = 0; r < n; r++)
-                for (int i = 0; i < d; i++)
-                    for (int j = 0; j < d; j++) J[(r * d + i) * d + j] = work.out[((1 + j) * n + r) * d + i];
-        }
-    }
-    end_work(&arena, &work);
-    return 1;
-}
-
 /* M, d x d, becomes its inverse: Gauss and Jordan without pivots, since for M = I + J with |J| < 1 none is near zero. */
 static void invert(int d, real *M) {
     for (int k = 0; k < d; k++) {
@@ -439,6 +409,121 @@ static void invert(int d, real *M) {
             for (int j = 0; j < d; j++) M[i * d + j] -= factor * M[k * d + j];
         }
     }
+}
+
+/* M = (I + J)^-1 of sample r, from the `n` that evaluate_block left in work->out. */
+static void invert_jacobian(int d, int n, int r, const Work *work, real *M) {
+    for (int i = 0; i < d; i++)
+        for (int j = 0; j < d; j++) M[i * d + j] = (i == j) + work->out[((1 + j) * n + r) * d + i];
+    invert(d, M);
+}
+
+/* Of a residual, over max(1, |y|): what it must come down to, and where one Newton step more is sure to bring it there. */
+#ifdef DOUBLE
+static const real SOLVED = 1e-12, NEARLY_SOLVED = 1e-7;
+#else
+static const real SOLVED = 1e-5, NEARLY_SOLVED = 1e-3;
+#endif
+
+/* residual = y - x - g; returns its norm over max(1, |y|). */
+static real residual_of(int d, const real *y, const real *x, const real *g, real *residual) {
+    real norm = 0, size = 0;
+    for (int i = 0; i < d; i++) {
+        residual[i] = y[i] - x[i] - g[i];
+        norm += residual[i] * residual[i], size += y[i] * y[i];
+    }
+    return sqrt(norm) / (size > 1 ? sqrt(size) : 1);
+}
+
+/* Solves x + g(x) = y, given y in work->x: x into work->x, g and J there into work->out, and what enters the activations.
+ * As flows/fixed_point.py does, by Newton steps, of which one that does not shrink the residual by L is taken back for
+ * x + r, which does; only for the samples that are not there yet. A y that is not finite is left alone.
+ * Returns 0 if a residual does not come down. */
+static int solve_block(const Chain *chain, int block, int n, Work *work) {
+    int d = chain->d, active[n], left = 0;
+    real y[n * d], x[n * d], fallback[n * d], limit[n], residual[d], M[d * d], enough = NEARLY_SOLVED;
+    memcpy(y, work->x, sizeof y), memcpy(x, work->x, sizeof x);
+    for (int s = 0; s < n; s++) {
+        int finite = 1;
+        for (int i = 0; i < d; i++) finite &= isfinite(y[s * d + i]) != 0;
+        limit[s] = INFINITY;
+        if (finite) active[left++] = s;
+    }
+    /* Every second step at least shrinks a residual by L; the first is at most that of g(y), which has no bound. */
+    double steps = 0, most_steps = INFINITY;
+    for (;;) {
+        for (; left; steps++) {
+            if (steps > most_steps) return 0;
+            for (int k = 0; k < left; k++) memcpy(work->x + k * d, x + active[k] * d, sizeof(real) * d);
+            evaluate_block(chain, block, left, work);
+            int others = 0;
+            real largest = 0;
+            for (int k = 0; k < left; k++) {
+                int s = active[k];
+                const real *here = work->x + k * d;
+                real norm = residual_of(d, y + s * d, here, work->out + k * d, residual);
+                int accepted = norm <= limit[s];
+                invert_jacobian(d, left, k, work, M);
+                for (int i = 0; i < d; i++) {
+                    real step = 0;
+                    for (int j = 0; j < d; j++) step += M[i * d + j] * residual[j];
+                    x[s * d + i] = accepted ? here[i] + step : fallback[s * d + i];
+                    fallback[s * d + i] = here[i] + residual[i];
+                }
+                limit[s] = accepted ? chain->lipschitz * norm : INFINITY;
+                largest = norm > largest ? norm : largest;
+                if (!accepted || norm > enough) active[others++] = s;
+            }
+            if (steps == 0) most_steps = 8 + 2 * log(SOLVED / fmax(largest, SOLVED)) / log(chain->lipschitz);
+            left = others;
+        }
+        memcpy(work->x, x, sizeof x);
+        evaluate_block(chain, block, n, work);
+        for (int s = 0; s < n; s++)
+            if (residual_of(d, y + s * d, x + s * d, work->out + s * d, residual) > SOLVED) active[left++] = s;
+        if (!left) return 1;
+        enough = SOLVED;
+    }
+}
+
+/* Carries the samples from `begin` to `end` through the chain; `begin` is a multiple of `chunk`.
+ *   inputs   (blocks + 1, batch, d): the first is given; what enters each block and leaves the last
+ *   jacobian (blocks, batch, d, d), or NULL
+ *   kept     for `backward`, or NULL
+ * Returns 0 if there is no memory, -1 if a block cannot be inverted. */
+int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, real *inputs, real *jacobian, real *kept) {
+    int d = chain->d;
+    Arena arena;
+    Work work;
+    if (!begin_work(chain, chunk, 0, &arena, &work)) return 0;
+    work.stacked = jacobian ? 1 + d : 1;
+    for (int block = 0; block < chain->blocks; block++) {
+        pack(chain, block, &work.weights);
+        for (int64_t start = begin; start < end; start += chunk) {
+            int n = end - start < chunk ? end - start : chunk;
+            enter_block(chain, block, n, inputs + (block * batch + start) * d, &work);
+            for (int layer = 1; layer < chain->depth && kept; layer++)
+                work.pre[layer] = kept_of(chain, kept, batch, chunk, block, layer, start);
+            real *z = inputs + ((block + 1) * batch + start) * d;
+            if (chain->inverted[block]) {
+                if (!solve_block(chain, block, n, &work)) {
+                    end_work(&arena, &work);
+                    return -1;
+                }
+                memcpy(z, work.x, sizeof(real) * n * d);
+            } else {
+                evaluate_block(chain, block, n, &work);
+                for (int k = 0; k < n * d; k++) z[k] = work.x[k] + work.out[k];
+            }
+            if (!jacobian) continue;
+            real *J = jacobian + (block * batch + start) * d * d;
+            for (int r = 0; r < n; r++)
+                for (int i = 0; i < d; i++)
+                    for (int j = 0; j < d; j++) J[(r * d + i) * d + j] = work.out[((1 + j) * n + r) * d + i];
+        }
+    }
+    end_work(&arena, &work);
+    return 1;
 }
 
 /* `steps` Newton steps from x = z towards x + g(x) = z, g of a chain of one block; its affine map is not used.
@@ -461,9 +546,7 @@ int newton(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t 
             evaluate_block(chain, 0, n, &work);
             for (int r = 0; r < n; r++) {
                 real *M = inverse + (start + r) * d * d, *here = work.x + r * d, residual[d];
-                for (int i = 0; i < d; i++)
-                    for (int j = 0; j < d; j++) M[i * d + j] = (i == j) + work.out[((1 + j) * n + r) * d + i];
-                invert(d, M);
+                invert_jacobian(d, n, r, &work, M);
                 for (int i = 0; i < d; i++) residual[i] = z[(start + r) * d + i] - here[i] - work.out[r * d + i];
                 for (int i = 0; i < d; i++)
                     for (int j = 0; j < d; j++) here[i] += M[i * d + j] * residual[j];
@@ -478,7 +561,7 @@ int newton(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t 
 /* From by_post to by_pre, through the activation of `layer`, the one that was made last; returns the gradient by its
  * parameter. */
 static real pull_back(const Chain *chain, int layer, int n, Work *work) {
-    int d = chain->d, wide = padded(chain->width), rows = whole_tiles((1 + d) * n);
+    int wide = padded(chain->width), rows = whole_tiles(work->stacked * n);
     real by_p[PANEL] = {0};
     for (int panel = 0; panel < wide; panel += PANEL)
         for (int r = 0; r < n; r++) {
@@ -487,7 +570,7 @@ static real pull_back(const Chain *chain, int layer, int n, Work *work) {
             real *by_a = work->by_pre + (ptrdiff_t)panel * rows + r * PANEL;
             const ptrdiff_t unit = (ptrdiff_t)wide * rows, next = (ptrdiff_t)n * PANEL;
             Row by_s[UNITS] = {{{0}}}, sum = {{0}};
-            for (int j = 0; j < d; j++) {
+            for (int j = 0; j < work->stacked - 1; j++) {
                 const real *along = tangent(work, layer, wide, rows, n, panel, j, r);
                 Row sums = {{0}};
                 for (int u = 0; u < UNITS; u++) {
@@ -515,7 +598,7 @@ static real pull_back(const Chain *chain, int layer, int n, Work *work) {
 
 /* Adds the gradient by the last layer and sets by_post, from the gradient by `out`. */
 static void leave_last_layer(const Chain *chain, int block, int n, Work *work, Chain *gradient) {
-    int d = chain->d, w = chain->width, wide = padded(w), inner = UNITS * wide, rows = whole_tiles((1 + d) * n);
+    int d = chain->d, w = chain->width, wide = padded(w), inner = UNITS * wide, rows = whole_tiles(work->stacked * n);
     for (int i = 0; i < d; i++)
         for (int r = 0; r < n; r++) gradient->bias[chain->depth][block * d + i] += work->out[r * d + i];
     for (int k = 0; k < inner; k += PANEL) {
@@ -523,7 +606,7 @@ static void leave_last_layer(const Chain *chain, int block, int n, Work *work, C
         real *by_post = work->by_post + (ptrdiff_t)k * rows;
         for (int i = 0; i < d; i++) {
             Row sums = {{0}};
-            for (int r = 0; r < (1 + d) * n; r++) {
+            for (int r = 0; r < work->stacked * n; r++) {
                 real by_out = work->out[r * d + i];
                 EACH_VECTOR {
                     sums[v] += by_out * load(post + r * PANEL + t);
@@ -541,7 +624,7 @@ static void leave_last_layer(const Chain *chain, int block, int n, Work *work, C
 
 /* Adds the gradient by the first layer, and to by_x. */
 static void leave_first_layer(const Chain *chain, int block, int n, Work *work, Chain *gradient) {
-    int d = chain->d, w = chain->width, wide = padded(w), rows = whole_tiles((1 + d) * n);
+    int d = chain->d, w = chain->width, wide = padded(w), rows = whole_tiles(work->stacked * n);
     real *by_weight = gradient->weight[0] + (ptrdiff_t)block * w * d;
     add_sums(work->by_pre, w, n, rows, gradient->bias[0] + (ptrdiff_t)block * w);
     for (int panel = 0; panel < wide; panel += PANEL) {
@@ -550,7 +633,8 @@ static void leave_first_layer(const Chain *chain, int block, int n, Work *work, 
             Row sums = {{0}};
             for (int r = 0; r < n; r++) {
                 real x = work->x[r * d + j];
-                EACH_VECTOR sums[v] += load(by_pre + r * PANEL + t) * x + load(by_pre + ((1 + j) * n + r) * PANEL + t);
+                EACH_VECTOR sums[v] += load(by_pre + r * PANEL + t) * x;
+                if (work->stacked > 1) EACH_VECTOR sums[v] += load(by_pre + ((1 + j) * n + r) * PANEL + t);
             }
             for (int t = 0; t < PANEL && panel + t < w; t++) by_weight[(panel + t) * d + j] += sums[t / LANES][t % LANES];
         }
@@ -565,12 +649,52 @@ static void leave_first_layer(const Chain *chain, int block, int n, Work *work, 
         }
 }
 
+/* From work->out, now the gradient by what evaluate_block left there: adds that by the parameters to `gradient`, that by
+ * work->x to work->by_x. */
+static void pull_back_block(const Chain *chain, int block, int n, Work *work, Chain *gradient) {
+    int w = chain->width, wide = padded(w), inner = UNITS * wide, depth = chain->depth;
+    int used = work->stacked * n, rows = whole_tiles(used);
+    activate(chain, block, depth - 1, n, work);
+    leave_last_layer(chain, block, n, work, gradient);
+    for (int layer = depth - 1; layer >= 0; layer--) {
+        gradient->parameter[block * depth + layer] += pull_back(chain, layer, n, work);
+        if (layer == 0) break;
+        add_sums(work->by_pre, w, n, rows, gradient->bias[layer] + (ptrdiff_t)block * w);
+        activate(chain, block, layer - 1, n, work);
+        add_transposed_product(wide, used, rows, inner, work->by_pre, work->post, work->by_weight[layer]);
+        product(rows, wide, inner, work->by_pre, work->weights.backward[layer], work->by_post);
+    }
+    leave_first_layer(chain, block, n, work, gradient);
+}
+
+/* The same for the solution x of x + g(x) = y, whose gradient is work->by_x: makes of it the gradient by y. With v the
+ * gradient by x and w that by y, w = (I + J)^-T v and that by g is -w, J at x.
+ *   J   (n, d, d), at x */
+static void pull_back_solution(const Chain *chain, int block, int n, const real *J, Work *work, Chain *gradient) {
+    int d = chain->d, stacked = work->stacked;
+    real by_y[n * d], M[d * d];
+    memset(by_y, 0, sizeof by_y);
+    for (int r = 0; r < n; r++) {
+        for (int i = 0; i < d; i++)
+            for (int j = 0; j < d; j++) M[i * d + j] = (i == j) + J[(r * d + i) * d + j];
+        invert(d, M);
+        for (int i = 0; i < d; i++)
+            for (int j = 0; j < d; j++) by_y[r * d + j] += work->by_x[r * d + i] * M[i * d + j];
+    }
+    work->stacked = 1; /* the Jacobian has had its gradient before */
+    evaluate_block(chain, block, n, work);
+    for (int k = 0; k < n * d; k++) work->out[k] = -by_y[k];
+    pull_back_block(chain, block, n, work, gradient);
+    work->stacked = stacked;
+    memcpy(work->by_x, by_y, sizeof by_y);
+}
+
 /* The gradient of the samples from `begin` to `end`: added to `gradient`, which is zero before the first.
  *   by_z        (batch, d): by what leaves the last block; becomes the gradient by what enters the first
- *   by_jacobian (blocks, batch, d, d)
+ *   jacobian, by_jacobian   (blocks, batch, d, d)
  * Returns 0 if there is no memory. */
 int backward(const Chain *chain, Chain *gradient, int64_t batch, int chunk, int64_t begin, int64_t end, const real *inputs,
-             real *kept, real *by_z, const real *by_jacobian) {
+             const real *jacobian, real *kept, real *by_z, const real *by_jacobian) {
     int d = chain->d, w = chain->width, wide = padded(w), inner = UNITS * wide, depth = chain->depth;
     Arena arena;
     Work work;
@@ -580,31 +704,23 @@ int backward(const Chain *chain, Chain *gradient, int64_t batch, int chunk, int6
         pack(chain, block, &work.weights);
         for (int layer = 1; layer < depth; layer++) memset(work.by_weight[layer], 0, sizeof(real) * wide * inner);
         for (int64_t start = begin; start < end; start += chunk) {
-            int n = end - start < chunk ? end - start : chunk, rows = whole_tiles((1 + d) * n);
-            const real *z = inputs + (block * batch + start) * d;
+            int n = end - start < chunk ? end - start : chunk, inverted = chain->inverted[block];
+            const ptrdiff_t here = block * batch + start;
+            const real *z = inputs + here * d;
             real *by_output = by_z + start * d;
-            enter_block(chain, block, n, z, &work);
+            if (inverted) memcpy(work.x, z + batch * d, sizeof(real) * n * d);
+            else enter_block(chain, block, n, z, &work);
             first_layer(chain, n, &work);
             for (int layer = 1; layer < depth; layer++)
                 work.pre[layer] = kept_of(chain, kept, batch, chunk, block, layer, start);
-            memcpy(work.out, by_output, sizeof(real) * n * d);
+            /* What leaves the block is x + g, or x, the solution, itself. */
             memcpy(work.by_x, by_output, sizeof(real) * n * d);
+            for (int k = 0; k < n * d; k++) work.out[k] = inverted ? 0 : by_output[k];
             for (int r = 0; r < n; r++)
                 for (int i = 0; i < d; i++)
-                    for (int j = 0; j < d; j++)
-                        work.out[((1 + j) * n + r) * d + i] = by_jacobian[((block * batch + start + r) * d + i) * d + j];
-
-            activate(chain, block, depth - 1, n, &work);
-            leave_last_layer(chain, block, n, &work, gradient);
-            for (int layer = depth - 1; layer >= 0; layer--) {
-                gradient->parameter[block * depth + layer] += pull_back(chain, layer, n, &work);
-                if (layer == 0) break;
-                add_sums(work.by_pre, w, n, rows, gradient->bias[layer] + (ptrdiff_t)block * w);
-                activate(chain, block, layer - 1, n, &work);
-                add_transposed_product(wide, (1 + d) * n, rows, inner, work.by_pre, work.post, work.by_weight[layer]);
-                product(rows, wide, inner, work.by_pre, work.weights.backward[layer], work.by_post);
-            }
-            leave_first_layer(chain, block, n, &work, gradient);
+                    for (int j = 0; j < d; j++) work.out[((1 + j) * n + r) * d + i] = by_jacobian[((here + r) * d + i) * d + j];
+            pull_back_block(chain, block, n, &work, gradient);
+            if (inverted) pull_back_solution(chain, block, n, jacobian + here * d * d, &work, gradient);
             for (int r = 0; r < n; r++)
                 for (int j = 0; j < d; j++) {
                     real by_x = work.by_x[r * d + j];

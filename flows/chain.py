@@ -1,8 +1,9 @@
-"""A chain of residual blocks in one call, forward and backward, by a C library that is compiled when first needed.
+"""A chain of residual blocks or their inverses in one call, forward and backward, by a C library.
 
 Blocks on the plane are small: sixteen of them are hundreds of operations, each of which costs more to start than to do,
-and whose results leave the cache before the next one needs them. `chain.c` carries some dozens of samples at a time
-through a whole block. What it computes is `fused.value_and_jacobian` block after block, and a test holds it to that.
+and whose results leave the cache before the next one needs them. `chain.c`, compiled when first needed, carries some
+dozens of samples at a time through a whole block. What it computes is `fused.value_and_jacobian` block after block, of
+inverted ones at the solution, and tests hold it to that.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from flows.activations import Activation
+from flows.bijection import InverseError
 from flows.compiled import CompileError, in_threads, library, shares
 
-__all__ = ["ChainWeights", "library_of", "newton_through_chain", "through_chain", "values_through_chain"]
+__all__ = ["ChainWeights", "Inverted", "library_of", "newton_through_chain", "through_chain", "values_through_chain"]
 
 SOURCE = Path(__file__).with_name("chain.c")
 WORK = 1_500_000  # samples times a block's width squared, of all blocks: with less a thread is not worth its start
@@ -54,16 +56,34 @@ class ChainWeights:
         return cls(tensors[0], tensors[1], tensors[3 : 3 + layers], tensors[3 + layers :], tensors[2])
 
 
-def through_chain(activation: type[Activation], x: Tensor, chain: ChainWeights) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Inverted:
+    """Which blocks of a chain are inverted, and what their solution rests on.
+
+    Attributes:
+        blocks: of each block whether it carries y = scale * z + shift to the solution x of x + g(x) = y.
+        lipschitz: L, Lip(g) <= L of each.
+    """
+
+    blocks: Sequence[bool]
+    lipschitz: float
+
+
+def through_chain(
+    activation: type[Activation], x: Tensor, chain: ChainWeights, inverted: Inverted | None = None
+) -> tuple[Tensor, Tensor]:
     """Carry `x`, shape (batch, d), through a chain of n blocks, z -> y + g(y) with y = scale * z + shift.
+
+    Inverted blocks are solved as closely as a training step needs, and differentiated as implicit functions.
 
     Returns:
         z, shape (batch, d), and the Jacobians of each g, shape (n, batch, d, d). Differentiable once.
 
     Raises:
         CompileError: see `library_of`.
+        InverseError: rounding keeps the residual of an inverted block above what is asked for.
     """
-    return _Chain.apply(activation, x, *chain.tensors())
+    return _Chain.apply(activation, x, inverted, *chain.tensors())
 
 
 def values_through_chain(activation: type[Activation], x: Tensor, chain: ChainWeights) -> Tensor:
@@ -81,8 +101,10 @@ def newton_through_chain(
 
 class _Chain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, activation: type[Activation], x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        call = _Call(activation, x, [tensor.detach().contiguous() for tensor in tensors])
+    def forward(
+        ctx: Any, activation: type[Activation], x: Tensor, inverted: Inverted | None, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        call = _Call(activation, x, [tensor.detach().contiguous() for tensor in tensors], inverted)
         z, jacobians = call.forward(x, keep=any(ctx.needs_input_grad))
         ctx.call = call
         return z, jacobians
@@ -90,15 +112,20 @@ class _Chain(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, by_z: Tensor, by_jacobians: Tensor) -> tuple[Tensor | None, ...]:
-        return None, *ctx.call.backward(by_z, by_jacobians)
+        by_x, *by_tensors = ctx.call.backward(by_z, by_jacobians)
+        return None, by_x, None, *by_tensors
 
 
 class _Call:
     """One pass forward, and what it leaves for the pass backward."""
 
-    def __init__(self, activation: type[Activation], x: Tensor, tensors: list[Tensor]) -> None:
+    def __init__(
+        self, activation: type[Activation], x: Tensor, tensors: list[Tensor], inverted: Inverted | None = None
+    ) -> None:
         self.library, self.tensors = library_of(activation, x.dtype), tensors
-        self.depth = ChainWeights.of(tensors).parameter.shape[1]
+        blocks, self.depth = ChainWeights.of(tensors).parameter.shape
+        self._lipschitz = inverted.lipschitz if inverted else 1.0
+        self._inverted = (ctypes.c_int8 * blocks)(*(inverted.blocks if inverted else ()))
         self.chain, self._pointers = self._struct(tensors)
         self.batch, self.d = x.shape
         # Small enough for the cache, and a chunk for every thread if the batch is small but its work is not.
@@ -115,7 +142,8 @@ class _Call:
         ]
         pointers = (parts.scale.data_ptr(), parts.shift.data_ptr(), *(ctypes.addressof(array) for array in arrays))
         blocks, depth = parts.parameter.shape
-        return _Struct(d, width, depth, blocks, *pointers, parts.parameter.data_ptr()), arrays
+        pointers = (*pointers, parts.parameter.data_ptr(), ctypes.addressof(self._inverted))
+        return _Struct(d, width, depth, blocks, *pointers, self._lipschitz), arrays
 
     def forward(self, x: Tensor, keep: bool, with_jacobians: bool = True) -> tuple[Tensor, Tensor | None]:
         blocks = self.chain.blocks
@@ -125,13 +153,17 @@ class _Call:
         size = self.library.kept_numbers(ctypes.byref(self.chain), self.batch, self.chunk)
         self.kept = x.new_empty(size) if keep else None
         kept = self.kept.data_ptr() if keep and size else None
-        in_threads(
+        solved = in_threads(
             self.shares,
             lambda begin, end, _: self.library.forward(
                 ctypes.byref(self.chain), self.batch, self.chunk, begin, end,
                 self.inputs.data_ptr(), None if jacobians is None else jacobians.data_ptr(), kept,
             )
         )  # fmt: skip
+        if min(solved) < 0:
+            raise InverseError("a block is not inverted: rounding keeps its residual above the tolerance")
+        # Outputs of an autograd node hold on to it: what it keeps must be other tensors.
+        self.jacobians = jacobians.detach() if keep and any(self._inverted) else None
         return self.inputs[-1].clone(), jacobians
 
     def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
@@ -164,7 +196,8 @@ class _Call:
             self.shares,
             lambda begin, end, number: self.library.backward(
                 ctypes.byref(self.chain), ctypes.byref(gradients[number][0]), self.batch, self.chunk, begin, end,
-                self.inputs.data_ptr(), kept.data_ptr(), by_x.data_ptr(), by_jacobians.data_ptr(),
+                self.inputs.data_ptr(), None if self.jacobians is None else self.jacobians.data_ptr(), kept.data_ptr(),
+                by_x.data_ptr(), by_jacobians.data_ptr(),
             )
         )  # fmt: skip
         for line in table[1:]:
@@ -177,7 +210,8 @@ class _Struct(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("d", "width", "depth", "blocks")),
-        *((name, ctypes.c_void_p) for name in ("scale", "shift", "weight", "bias", "parameter")),
+        *((name, ctypes.c_void_p) for name in ("scale", "shift", "weight", "bias", "parameter", "inverted")),
+        ("lipschitz", ctypes.c_double),
     ]
 
 
@@ -196,5 +230,5 @@ def library_of(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
     loaded.kept_numbers.argtypes, loaded.kept_numbers.restype = [pointer, number, ctypes.c_int], number
     loaded.forward.argtypes = [pointer, number, ctypes.c_int, number, number, pointer, pointer, pointer]
     loaded.newton.argtypes = [pointer, number, ctypes.c_int, number, number, ctypes.c_int, pointer, pointer, pointer]
-    loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer]
+    loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer, pointer]
     return loaded

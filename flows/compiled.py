@@ -61,8 +61,8 @@ def shares(batch: int, chunk: int, least: int = 1) -> list[tuple[int, int]]:
     return [(begin, min(begin + share, batch)) for begin in range(0, batch, share)]
 
 
-def in_threads(parts: list[tuple[int, int]], work: Callable[[int, int, int], int]) -> None:
-    """Call `work(begin, end, number)` for every part, the first in this thread.
+def in_threads(parts: list[tuple[int, int]], work: Callable[[int, int, int], int]) -> list[int]:
+    """Call `work(begin, end, number)` for every part, the first in this thread; return what the calls return.
 
     Raises:
         MemoryError: a call returns 0.
@@ -71,6 +71,7 @@ def in_threads(parts: list[tuple[int, int]], work: Callable[[int, int, int], int
     done = [work(*parts[0], 0), *(other.result() for other in others)]
     if not all(done):
         raise MemoryError("no memory for compiled code to work in")
+    return done
 
 
 @functools.cache

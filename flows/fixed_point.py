@@ -11,22 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flows.bijection import InverseError
 from flows.estimators.exact import inverse_plus_identity
 from flows.estimators.jacobian import VjpJacobian
 from flows.lipschitz import LipschitzNet, NormalizedNet
 from flows.precision import widened
 
-__all__ = ["InverseError", "solve_fixed_point", "solve_in_training", "with_implicit_gradient"]
+__all__ = ["solve_fixed_point", "solve_in_training", "with_implicit_gradient"]
 
 # A Newton step costs d + 1 forward passes and saves tens of plain ones.
 LARGEST_NEWTON_DIMENSION = 16
 
 TRAINING_TOLERANCE = 1e-4  # far below the noise of a gradient
 STEPS_WITHOUT_LOOKING = 20  # where a look at the residual would make the host wait
-
-
-class InverseError(RuntimeError):
-    """The inverse could not be computed to the accuracy asked for."""
 
 
 @torch.no_grad()

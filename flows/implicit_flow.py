@@ -54,6 +54,7 @@ class ImplicitFlow(FlowOfBlocks):
         pairs = ((ResidualBlock(net(), estimator), InverseBlock(net(), estimator)) for _ in range(blocks))
         super().__init__(pairs, dimensions, estimator, actnorm)
 
-    def _log_det(self, jacobians: Tensor, noises: Sequence[Noise | None]) -> Tensor:
-        by_x, by_z = (super(ImplicitFlow, self)._log_det(jacobians[part::2], noises[part::2]) for part in (0, 1))
+    def _log_det(self, jacobians: Tensor, estimator: LogDetEstimator, noises: Sequence[Noise | None]) -> Tensor:
+        of_blocks = super()._log_det
+        by_x, by_z = (of_blocks(jacobians[part::2], estimator, noises[part::2]) for part in (0, 1))
         return by_x - by_z

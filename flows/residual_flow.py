@@ -9,21 +9,21 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from arguments import OneOf, Range, checked
 from flows.activations import activation_names
 from flows.actnorm import ActNorm, with_actnorm
-from flows.bijection import Bijection
-from flows.chain import ChainWeights, through_chain
+from flows.bijection import Bijection, InverseError
+from flows.chain import ChainWeights, Inverted, through_chain
 from flows.compiled import CompileError
-from flows.estimators import LogDetEstimator, series
+from flows.estimators import Exact, LogDetEstimator, series
 from flows.estimators.estimator import Noise, join
-from flows.estimators.exact import log_det_plus_identity
 from flows.flow import Flow
 from flows.fused import compile_passes
 from flows.lipschitz import LipschitzMLP, LipschitzNet, c_parameters, normalize_all, normalized_stacks
 from flows.precision import widened
-from flows.residual_block import ResidualBlock
+from flows.residual_block import InverseBlock, ResidualBlock
 from flows.stacks import stacked
 from flows.standardize import Standardize
 
@@ -62,17 +62,24 @@ class FlowOfBlocks(Flow):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
-            return super().forward(x)
+            # A graph of the compiled chain would be differentiable only once.
+            return self._evaluate(x) if self.compiled and not torch.is_grad_enabled() else super().forward(x)
         noises = [self.estimator.draw_noise(x) for _ in self._nets]
         if not self.estimator.is_dense(x):
             return self._forward_by_products(x, noises)
         z, jacobians, others = self._carry(x)
-        return z, self._log_det(jacobians, noises) + others
+        return z, self._log_det(jacobians, self.estimator, noises) + others
 
-    def _log_det(self, jacobians: Tensor, noises: Sequence[Noise | None]) -> Tensor:
+    def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As `Flow.forward`, all blocks at once."""
+        z, jacobians, others = self._carry(widened(x))
+        log_det = self._log_det(jacobians, Exact(), [None] * len(self._nets)) + others
+        return z.to(x.dtype), log_det.to(x.dtype)
+
+    def _log_det(self, jacobians: Tensor, estimator: LogDetEstimator, noises: Sequence[Noise | None]) -> Tensor:
         """The sum of the blocks' log-determinants, shape (batch,), from their Jacobians, (blocks, batch, d, d)."""
         # The blocks of a flow on the plane are so small that sixteen estimates cost sixteen times as much as one.
-        estimates = self.estimator.from_matrix(jacobians.flatten(0, 1), join(noises))
+        estimates = estimator.from_matrix(jacobians.flatten(0, 1), join(noises))
         return estimates.view(jacobians.shape[:2]).sum(dim=0)
 
     def _forward_by_products(self, x: Tensor, noises: Sequence[Noise | None]) -> tuple[Tensor, Tensor]:
@@ -90,6 +97,8 @@ class FlowOfBlocks(Flow):
 
     def _carry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return z, shape (batch, d), the blocks' Jacobians, (blocks, batch, d, d), and the log-det of all else."""
+        if self.compiled and x.device.type == "cpu":
+            return self._carry_as_chain(x)
         nets, jacobians, others = normalize_all(self._nets, x.dtype), [], 0.0
         for bijection in self.bijections:
             if isinstance(bijection, ResidualBlock):
@@ -100,9 +109,57 @@ class FlowOfBlocks(Flow):
                 others = others + term
         return x, torch.stack(jacobians), others
 
+    def _carry_as_chain(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
+        """As `_carry`, by the C library."""
+        others = 0.0
+        if isinstance(self.bijections[0], Standardize):
+            x, others = self.bijections[0](x)
+        norms = [bijection for bijection in self.bijections if isinstance(bijection, ActNorm)]
+        nets = self._nets
+        if norms:
+            log_scale, shift = (
+                stacked([getattr(norm, name) for norm in norms]).to(x.dtype) for name in ("log_scale", "shift")
+            )
+            others = log_scale.sum() + others
+            # Of the networks between two of them only the first is behind one.
+            between = len(nets) // (len(norms) - 1)
+            log_scale, shift = (
+                functional.pad(norm[:-1].unsqueeze(1), (0, 0, 0, between - 1)).flatten(0, 1)
+                for norm in (log_scale, shift)
+            )
+        else:
+            log_scale = shift = x.new_zeros(len(nets), self.dimensions)
+        weights = ChainWeights(
+            scale=log_scale.exp(),
+            shift=shift,
+            weights=[stack.to(x.dtype) for stack in normalized_stacks(nets)],
+            biases=[
+                stacked([layer.bias for layer in layers]).to(x.dtype)
+                for layers in zip(*(net.layers for net in nets), strict=True)
+            ],
+            parameter=c_parameters([net.activations for net in nets]).to(x.dtype),
+        )
+        z, jacobians = through_chain(type(nets[0].activations[0]), x, weights, self._inverted())
+        return norms[-1](z)[0] if norms else z, jacobians, others
+
+    def _inverted(self) -> Inverted | None:
+        """Which of the blocks are inverse ones, and the Lipschitz constant of all."""
+        inverted = [isinstance(block, InverseBlock) for block in self._blocks]
+        if not any(inverted):
+            return None
+        # While training power iteration keeps the spectral norms converged; what is evaluated is certified.
+        L = max(net.bound() if self.training else net.lipschitz() for net in self._nets)
+        if not L < 1:
+            raise InverseError(f"a block's Lipschitz constant is {L:.6g}, so that it has no certified inverse")
+        return Inverted(inverted, L)
+
+    @functools.cached_property
+    def _blocks(self) -> list[ResidualBlock]:
+        return [bijection for bijection in self.bijections if isinstance(bijection, ResidualBlock)]
+
     @functools.cached_property
     def _nets(self) -> list[LipschitzNet]:
-        return [bijection.net for bijection in self.bijections if isinstance(bijection, ResidualBlock)]
+        return [block.net for block in self._blocks]
 
 
 class ResidualFlow(FlowOfBlocks):
@@ -133,39 +190,3 @@ class ResidualFlow(FlowOfBlocks):
     ) -> None:
         nets = (LipschitzMLP(dimensions, width, depth, coeff, activation) for _ in range(blocks))
         super().__init__(([ResidualBlock(net, estimator)] for net in nets), dimensions, estimator, actnorm)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        # A graph of the compiled chain would be differentiable only once.
-        if self.training or not self.compiled or torch.is_grad_enabled():
-            return super().forward(x)
-        z, jacobians, others = self._carry(widened(x))
-        log_det = log_det_plus_identity(jacobians.flatten(0, 1)).view(-1, len(x)).sum(dim=0) + others
-        return z.to(x.dtype), log_det.to(x.dtype)
-
-    def _carry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
-        """As that of all flows of blocks; where it can be, as one chain."""
-        if not self.compiled or x.device.type != "cpu":
-            return super()._carry(x)
-        others = 0.0
-        if isinstance(self.bijections[0], Standardize):
-            x, others = self.bijections[0](x)
-        norms = [bijection for bijection in self.bijections if isinstance(bijection, ActNorm)]
-        nets = self._nets
-        if norms:
-            log_scale, shift = (
-                stacked([getattr(norm, name) for norm in norms]).to(x.dtype) for name in ("log_scale", "shift")
-            )
-        else:
-            log_scale = shift = x.new_zeros(len(nets), self.dimensions)
-        weights = ChainWeights(
-            scale=log_scale[: len(nets)].exp(),
-            shift=shift[: len(nets)],
-            weights=[stack.to(x.dtype) for stack in normalized_stacks(nets)],
-            biases=[
-                stacked([layer.bias for layer in layers]).to(x.dtype)
-                for layers in zip(*(net.layers for net in nets), strict=True)
-            ],
-            parameter=c_parameters([net.activations for net in nets]).to(x.dtype),
-        )
-        z, jacobians = through_chain(type(nets[0].activations[0]), x, weights)
-        return norms[-1](z)[0] if norms else z, jacobians, log_scale.sum() + others

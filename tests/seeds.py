@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 import train
-from flows.fixed_point import InverseError
+from flows.bijection import InverseError
 from tests.conftest import PROJECT
 from training.configuration import check_config
 from training.diagnosis import ContractionError, NonFiniteError

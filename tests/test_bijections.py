@@ -10,14 +10,9 @@ import torch
 from flows import Bijection, Flow, ResidualFlow, fixed_point
 from flows.activations import activation_names
 from flows.actnorm import ActNorm
+from flows.bijection import InverseError
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
-from flows.fixed_point import (
-    TRAINING_TOLERANCE,
-    InverseError,
-    solve_fixed_point,
-    solve_in_training,
-    with_implicit_gradient,
-)  # fmt: skip
+from flows.fixed_point import TRAINING_TOLERANCE, solve_fixed_point, solve_in_training, with_implicit_gradient
 from flows.idensenet import IDenseNet, LipschitzDenseNet
 from flows.implicit_flow import ImplicitFlow
 from flows.lipschitz import LipschitzMLP, LipschitzNet

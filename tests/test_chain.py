@@ -11,19 +11,29 @@ import pytest
 import torch
 from torch import Tensor
 
-from flows import ResidualFlow, chain, compiled
+from flows import ResidualFlow, chain, compiled, fixed_point
 from flows.activations import activation_names
 from flows.activations.tanh import Tanh
+from flows.bijection import InverseError
 from flows.chain import library_of
 from flows.compiled import CompileError
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated, series
+from flows.implicit_flow import ImplicitFlow
 from flows.lipschitz import LipschitzLinear
+from flows.residual_flow import FlowOfBlocks
 from flows.standardize import Standardize
 
 CPU = torch.device("cpu")
+FLOWS = [ResidualFlow, ImplicitFlow]
 
 
-def compiled_copy(flow: ResidualFlow) -> ResidualFlow:
+@pytest.fixture(autouse=True)
+def _solved_to_the_last_digits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plain implicit flow, that the compiled one is held to."""
+    monkeypatch.setattr(fixed_point, "TRAINING_TOLERANCE", 1e-12)
+
+
+def compiled_copy(flow: FlowOfBlocks) -> FlowOfBlocks:
     twin = copy.deepcopy(flow)
     if reason := twin.compile_for(CPU):
         assert "there is no C compiler" in reason, reason
@@ -31,20 +41,24 @@ def compiled_copy(flow: ResidualFlow) -> ResidualFlow:
     return twin
 
 
-def make(estimator: LogDetEstimator, dimensions: int = 2, **settings: object) -> tuple[ResidualFlow, Tensor]:
+def make(
+    estimator: LogDetEstimator, dimensions: int = 2, kind: type[FlowOfBlocks] = ResidualFlow, **settings: object
+) -> tuple[FlowOfBlocks, Tensor]:
     torch.manual_seed(0)
-    flow = ResidualFlow(dimensions, estimator, **{"blocks": 3, "width": 20, "coeff": 0.97, **settings}).double()
+    flow = kind(dimensions, estimator, **{"blocks": 3, "width": 20, "coeff": 0.97, **settings}).double()
     for parameter in flow.parameters():  # away from every value at which something cancels
         parameter.data += 0.1 * torch.randn_like(parameter)
     for module in flow.modules():
         if isinstance(module, LipschitzLinear):
             module.converge()
     x = 1.5 * torch.randn(150, dimensions, dtype=torch.float64)
+    for block in flow._blocks:
+        block.tolerance = 1e-12
     flow.initialize(x)
     return flow.train(), x
 
 
-def value_and_gradients(flow: ResidualFlow, x: Tensor) -> list[Tensor]:
+def value_and_gradients(flow: FlowOfBlocks, x: Tensor) -> list[Tensor]:
     torch.manual_seed(1)
     x = x.clone().requires_grad_()
     log_prob = flow.log_prob(x)
@@ -55,10 +69,12 @@ def value_and_gradients(flow: ResidualFlow, x: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 @pytest.mark.parametrize("activation", activation_names())
+@pytest.mark.parametrize("kind", FLOWS)
 def test_value_and_every_gradient(
-    activation: str, dimensions: int, depth: int, threads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    flow, x = make(Exact(), dimensions, depth=depth, activation=activation)
+    kind: type[FlowOfBlocks], activation: str, dimensions: int, depth: int, threads: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    flow, x = make(Exact(), dimensions, kind, depth=depth, activation=activation)
     torch.set_num_threads(threads)
     monkeypatch.setattr(chain, "WORK", 1)  # so that even these small blocks are shared
     for found, plain in zip(value_and_gradients(compiled_copy(flow), x), value_and_gradients(flow, x), strict=True):
@@ -67,8 +83,9 @@ def test_value_and_every_gradient(
 
 @pytest.mark.parametrize("width", [1, 8, 33])
 @pytest.mark.parametrize("batch", [1, 7, 64, 65])
-def test_any_width_and_batch(width: int, batch: int) -> None:
-    flow, x = make(Exact(), width=width, actnorm=False, activation="sincos")
+@pytest.mark.parametrize("kind", FLOWS)
+def test_any_width_and_batch(kind: type[FlowOfBlocks], width: int, batch: int) -> None:
+    flow, x = make(Exact(), kind=kind, width=width, actnorm=False, activation="sincos")
     twin, x = compiled_copy(flow), x[:batch]
     for found, plain in zip(value_and_gradients(twin, x), value_and_gradients(flow, x), strict=True):
         torch.testing.assert_close(found, plain, rtol=1e-11, atol=1e-12)
@@ -85,8 +102,11 @@ ESTIMATORS = [
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_the_same_noise_gives_the_same_estimate(estimator: LogDetEstimator, dimensions: int) -> None:
-    flow, x = make(estimator, dimensions)
+@pytest.mark.parametrize("kind", FLOWS)
+def test_the_same_noise_gives_the_same_estimate(
+    kind: type[FlowOfBlocks], estimator: LogDetEstimator, dimensions: int
+) -> None:
+    flow, x = make(estimator, dimensions, kind)
     twin, weight = compiled_copy(flow), torch.full((len(x),), 1 / len(x), dtype=torch.float64)
     found = []
     for each in (twin, flow):
@@ -120,8 +140,9 @@ def test_values_and_newton_steps(dimensions: int) -> None:
 
 
 @pytest.mark.parametrize("actnorm", [True, False])
-def test_the_inverse_is_the_same(actnorm: bool) -> None:
-    flow, x = make(Exact(), actnorm=actnorm)
+@pytest.mark.parametrize("kind", FLOWS)
+def test_the_inverse_is_the_same(kind: type[FlowOfBlocks], actnorm: bool) -> None:
+    flow, x = make(Exact(), kind=kind, actnorm=actnorm)
     twin = compiled_copy(flow).eval()
     flow.eval()
     with torch.no_grad():
@@ -132,12 +153,13 @@ def test_the_inverse_is_the_same(actnorm: bool) -> None:
         torch.testing.assert_close(twin.inverse(z)[1], -log_det, rtol=0, atol=1e-5)
 
 
-def test_evaluation_is_exact_and_differentiable_as_ever() -> None:
-    flow, x = make(RussianRoulette())
+@pytest.mark.parametrize("kind", FLOWS)
+def test_evaluation_is_exact_and_differentiable_as_ever(kind: type[FlowOfBlocks]) -> None:
+    flow, x = make(RussianRoulette(), kind=kind)
     twin = compiled_copy(flow).eval()
     flow.eval()
     with torch.no_grad():
-        torch.testing.assert_close(twin.log_prob(x), flow.log_prob(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(twin.log_prob(x), flow.log_prob(x), rtol=1e-11, atol=1e-11)
     x.requires_grad_()
     (score,) = torch.autograd.grad(twin.log_prob(x).sum(), x, create_graph=True)
     torch.autograd.grad(score.sum(), x)  # twice, which the compiled chain is not
@@ -145,9 +167,10 @@ def test_evaluation_is_exact_and_differentiable_as_ever() -> None:
 
 @pytest.mark.parametrize("actnorm", [False, True])
 @pytest.mark.parametrize("jacobian", ["dense", "vjp"])
-def test_a_standardize_before_all_is_counted(actnorm: bool, jacobian: str) -> None:
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_standardize_before_all_is_counted(kind: type[FlowOfBlocks], actnorm: bool, jacobian: str) -> None:
     """Compiled or not, in training and in evaluation, the flow is that of its bijections one after another."""
-    flow, x = make(Exact(jacobian=jacobian), actnorm=actnorm)
+    flow, x = make(Exact(jacobian=jacobian), kind=kind, actnorm=actnorm)
     standardize = Standardize(2).double()
     standardize.load_state_dict({"mean": torch.tensor([50.0, -3000.0]), "std": torch.tensor([2.0, 200.0])})
     with torch.no_grad():
@@ -163,16 +186,51 @@ def test_a_standardize_before_all_is_counted(actnorm: bool, jacobian: str) -> No
         torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-10)
 
 
-def test_it_is_differentiated_only_once() -> None:
-    flow, x = make(Exact())
+@pytest.mark.parametrize("kind", FLOWS)
+def test_it_is_differentiated_only_once(kind: type[FlowOfBlocks]) -> None:
+    flow, x = make(Exact(), kind=kind)
     loss = compiled_copy(flow).log_prob(x).sum()
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="only once"):
         loss.backward()
 
 
-def test_not_finite_stays_not_finite() -> None:
-    flow, x = make(Exact(), activation="lipswish")
+@pytest.mark.parametrize("coeff", [0.97, 0.999])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inverted_blocks_are_solved(dtype: torch.dtype, coeff: float) -> None:
+    """Wherever the points are, of networks as steep as they may be, what is undone by x + g(x) is the point again."""
+    torch.manual_seed(0)
+    flow = ImplicitFlow(2, Exact(), blocks=1, width=16, coeff=coeff, actnorm=False, activation="sin").double()
+    for layer in (layer for net in flow._nets for layer in net.layers):
+        layer.weight.data *= 10
+        layer.converge()
+    twin = compiled_copy(flow.to(dtype)).train()
+    x = (10 ** torch.linspace(-3, 3, 2000, dtype=torch.float64)).unsqueeze(1) * torch.randn(2000, 2)
+    x = x.to(dtype)
+    z = twin(x)[0].detach().double()
+    before, after = (block.double() for block in flow._blocks)
+    with torch.no_grad():
+        residual = before(x.double())[0] - after.inverse(z)[0]
+    size = torch.linalg.vector_norm(x.double(), dim=1).clamp(min=1)
+    assert float((torch.linalg.vector_norm(residual, dim=1) / size).max()) < {4: 2e-5, 8: 2e-12}[dtype.itemsize]
+
+
+def test_what_cannot_be_inverted_is_an_error() -> None:
+    flow, x = make(Exact(), kind=ImplicitFlow)
+    twin = compiled_copy(flow)
+    for layer in twin._nets[1].layers:
+        layer.u *= 1e-3  # as if power iteration had lost the singular vectors, and the weights had grown
+        layer.weight.data *= 3
+    with pytest.raises(InverseError, match="not inverted"):
+        twin.log_prob(x)
+    twin.eval()
+    with torch.no_grad(), pytest.raises(InverseError, match="Lipschitz constant is"):
+        twin.log_prob(x)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_not_finite_stays_not_finite(kind: type[FlowOfBlocks]) -> None:
+    flow, x = make(Exact(), kind=kind, activation="lipswish")
     twin = compiled_copy(flow)
     x[3, 0] = torch.nan
     assert torch.isfinite(twin.log_prob(x)).logical_not().nonzero().flatten().tolist() == [3]

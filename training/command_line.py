@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from arguments import ArgumentError, check_arguments, nearest
-from flows.fixed_point import InverseError
+from flows.bijection import InverseError
 from training.configuration import build_target, check_config, choose_device, load_config
 from training.diagnosis import ContractionError, NonFiniteError
 from training.help import help_page

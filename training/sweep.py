@@ -21,7 +21,7 @@ from omegaconf import DictConfig
 
 from arguments import ArgumentError
 from atomic import write_atomically
-from flows.fixed_point import InverseError
+from flows.bijection import InverseError
 from training.configuration import load_config
 from training.diagnosis import ContractionError, NonFiniteError
 from training.interruption import Interrupted
