@@ -21,6 +21,7 @@ from atomic import write_atomically
 from datasets import Points, Target, TargetDensity
 from flows import Flow
 from flows.standardize import Standardize
+from training.learner import POWER_ITERATIONS
 
 __all__ = ["build", "build_flow", "build_target", "check_config", "choose_device", "load_config", "save_config"]
 
@@ -109,13 +110,17 @@ def build_flow(config: DictConfig) -> Flow:
     """Build the flow. Before one of data in units of their own stands a Standardize, yet to be set.
 
     Raises:
-        ArgumentError: there is an estimator, and the flow has no use for one.
+        ArgumentError: there is an estimator, or a number of power iterations, and the flow has no use for one.
     """
     if config.get("estimator") is not None and "estimator" not in config.flow:
         raise ArgumentError(
             "estimator", f"nothing: flow={config.choices.flow} knows its log-determinant", config.choices.estimator
         )
     flow = build(config.flow, dimensions=2)
+    iterations = config.trainer.get("power_iterations", POWER_ITERATIONS)
+    if flow.lipschitz() is None and iterations != POWER_ITERATIONS:  # which stand in the config of every run
+        accepts = f"nothing: flow={config.choices.flow} has no Lipschitz constant to hold"
+        raise ArgumentError("trainer.power_iterations", accepts, repr(iterations))
     if issubclass(_find_target("data._target_", HOMES["data"], config.data._target_), Points):
         flow.bijections.insert(0, Standardize(2))
     return flow

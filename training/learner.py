@@ -13,7 +13,9 @@ from flows.lipschitz import LipschitzLinear, power_iterate
 from flows.stacks import stack_parameters
 from training.muon import Together
 
-__all__ = ["Learner"]
+__all__ = ["POWER_ITERATIONS", "Learner"]
+
+POWER_ITERATIONS = 5  # after each step, unless told otherwise
 
 
 class Learner:

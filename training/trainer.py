@@ -26,7 +26,7 @@ from training.density_grid import DensityGrid, save_density, save_target
 from training.diagnosis import ContractionError, NonFiniteError, diagnose, first_not_finite
 from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
-from training.learner import Learner
+from training.learner import POWER_ITERATIONS, Learner
 from training.muon import Together
 from training.tensorboard import TensorBoard
 
@@ -104,7 +104,7 @@ class Trainer:
         warmup: Annotated[float, Range(ge=0, lt=1)] = 0.02,
         clip_norm: Annotated[float, Range(gt=0)] = 1.0,
         ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.99,
-        power_iterations: Annotated[int, Range(ge=1)] = 5,
+        power_iterations: Annotated[int, Range(ge=1)] = POWER_ITERATIONS,
         held_out: Annotated[int, Range(ge=100)] = 100_000,
         plots: bool = True,
         logger: TensorBoard | None = None,
