@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import abc
 import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -30,11 +29,7 @@ __all__ = [
     "normalize_all",
     "normalized_stack",
     "normalized_stacks",
-    "power_iterate",
 ]
-
-
-FEWEST_TO_SQUARE = 16  # power iterations: more are made by squaring a matrix
 
 
 class LipschitzLinear(nn.Module):
@@ -93,37 +88,6 @@ class LipschitzLinear(nn.Module):
         return self._certified[1]
 
 
-@torch.no_grad()
-def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1) -> None:
-    """Move every layer's u and v by at least `n` power iterations, all layers of one shape in one batched product."""
-    for group in _by_shape(layers):
-        W = stacked([layer.weight for layer in group])
-        left, right = (stacked([getattr(layer, name) for layer in group]).unsqueeze(-1) for name in ("u", "v"))
-        if n < FEWEST_TO_SQUARE:
-            for _ in range(n):  # of W^T W, so that one vector needs to be normalized
-                right = _normalized(torch.bmm(W.mT, torch.bmm(W, right)))
-            left = _normalized(torch.bmm(W, right))
-        else:
-            # k squarings of the smaller of W W^T and W^T W are 2^k iterations.
-            short, vector = (W, left) if W.shape[1] <= W.shape[2] else (W.mT, right)
-            power = _over_trace(torch.bmm(short, short.mT))
-            for _ in range(math.ceil(math.log2(n))):
-                power = _over_trace(torch.bmm(power, power))
-            vector = _normalized(torch.bmm(power, vector))
-            other = _normalized(torch.bmm(short.mT, vector))
-            left, right = (vector, other) if short is W else (other, vector)
-        torch._foreach_copy_([layer.u for layer in group], list(left.squeeze(-1)))
-        torch._foreach_copy_([layer.v for layer in group], list(right.squeeze(-1)))
-
-
-def _over_trace(G: Tensor) -> Tensor:
-    return G.div_(G.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min_(1e-30))
-
-
-def _normalized(v: Tensor) -> Tensor:
-    return v.div_(torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min_(1e-12))
-
-
 def normalized_stack(layers: Sequence[LipschitzLinear]) -> Tensor:
     """`normalized_weight` of all `layers`, which are of one shape, as one tensor, shape (layers, n_out, n_in).
 
@@ -161,13 +125,6 @@ def c_parameters(activations: Sequence[Sequence[Activation]]) -> Tensor:
     """`ChainWeights.parameter`, from the activations of every block."""
     layers = [stacked([activation.own_parameter for activation in layer]) for layer in zip(*activations, strict=True)]
     return type(activations[0][0]).c_parameter(torch.stack(layers, dim=1))
-
-
-def _by_shape(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
-    groups: dict[torch.Size, list[LipschitzLinear]] = defaultdict(list)
-    for layer in layers:
-        groups[layer.weight.shape].append(layer)
-    return list(groups.values())
 
 
 class LipschitzNet(nn.Module, abc.ABC):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from arguments import OneOf, Range, checked
+from flows import power_iteration
 from flows.activations import activation_names
 from flows.actnorm import ActNorm, with_actnorm
 from flows.bijection import Bijection, InverseError
@@ -53,6 +54,7 @@ class FlowOfBlocks(Flow):
             for dtype in (torch.float32, torch.float64):  # for training; for all that follows
                 self._nets[0].load_library(dtype)
                 series.library_of(dtype)
+                power_iteration.library_of(dtype)
         except CompileError as error:
             return str(error)
         self.compiled = self.estimator.compiled = True

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["stack_parameters", "stacked"]
+__all__ = ["is_stack", "stack_parameters", "stacked"]
 
 
 def stack_parameters(module: nn.Module) -> list[Tensor]:
@@ -40,6 +40,11 @@ def stacked(tensors: Sequence[Tensor]) -> Tensor:
     """`torch.stack(tensors)`; without a copy where they are all the tensors of a stack, in their order."""
     leaf = _stack_of(tensors)
     return torch.stack(list(tensors)) if leaf is None else leaf.view(len(tensors), *tensors[0].shape)
+
+
+def is_stack(tensors: Sequence[Tensor]) -> bool:
+    """Whether they are all the tensors of a stack, so that `stacked` is a view of them, not a copy."""
+    return _stack_of(tensors) is not None
 
 
 def _lay_together(tensors: Sequence[Tensor]) -> None:

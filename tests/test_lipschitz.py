@@ -6,10 +6,14 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from flows.activations import activation_names
+from flows.compiled import CompileError
 from flows.idensenet import LipschitzDenseNet
-from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, normalized_stack, power_iterate
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, normalized_stack
+from flows.power_iteration import library_of, power_iterate
+from flows.stacks import stack_parameters
 
 
 def exact_sigma(weight: torch.Tensor) -> float:
@@ -53,19 +57,52 @@ def test_sigma_is_differentiated_through_the_weight() -> None:
     assert float((layer.weight.grad * direction).sum()) == pytest.approx((loss(h) - loss(-h)) / (2 * h), rel=1e-6)
 
 
+@pytest.fixture(params=[False, True], ids=["plain", "compiled"])
+def compiled(request: pytest.FixtureRequest) -> bool:
+    if request.param:
+        try:
+            library_of(torch.float32)
+        except CompileError as error:
+            pytest.skip(str(error))
+    return request.param
+
+
 @pytest.mark.parametrize(("calls", "n"), [(100, 5), (1, 500)])  # one by one, and by squaring
-def test_power_iteration_converges_in_batches_of_equal_shape(calls: int, n: int) -> None:
+def test_power_iteration_converges_in_batches_of_equal_shape(calls: int, n: int, compiled: bool) -> None:
     torch.manual_seed(2)
     layers = [LipschitzLinear(*shape, 0.9) for shape in [(2, 16), (16, 16), (16, 16), (16, 2)]]
     for layer in layers:
         torch.nn.init.normal_(layer.weight)  # u and v now belong to another matrix
     for _ in range(calls):
-        power_iterate(layers, n)
+        power_iterate(layers, n, compiled)
     for layer in layers:
         torch.testing.assert_close(
             layer.u @ layer.weight @ layer.v, torch.linalg.svdvals(layer.weight)[0], rtol=1e-4, atol=0
         )
         assert exact_sigma(layer.normalized_weight()) == pytest.approx(0.9, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 48), (96, 48), (48, 2), (33, 17)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_power_iteration_is_power_iteration(
+    shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        library_of(dtype)
+    except CompileError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr("flows.power_iteration.WORK", 1)  # so that even these are shared by threads
+    torch.manual_seed(9)
+    plain = nn.ModuleList(LipschitzLinear(*shape, 0.9).to(dtype) for _ in range(5))
+    for layer in plain:
+        torch.nn.init.normal_(layer.weight)  # u and v now belong to another matrix
+    compiled = copy.deepcopy(plain)
+    stack_parameters(compiled)
+    power_iterate(plain, 3)
+    power_iterate(compiled, 3, compiled=True)
+    for ours, theirs in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(ours.u, theirs.u, rtol=0, atol=20 * torch.finfo(dtype).eps)
+        torch.testing.assert_close(ours.v, theirs.v, rtol=0, atol=20 * torch.finfo(dtype).eps)
 
 
 def test_squaring_is_as_many_power_iterations() -> None:

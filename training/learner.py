@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flows import Flow
-from flows.lipschitz import LipschitzLinear, power_iterate
+from flows.lipschitz import LipschitzLinear
+from flows.power_iteration import power_iterate
 from flows.stacks import stack_parameters
 from training.muon import Together
 
@@ -68,7 +69,7 @@ class Learner:
                 group["lr"] = rate * peak
             self.optimizer.step()
             self.steps += 1
-            power_iterate(self._layers, self.power_iterations)
+            power_iterate(self._layers, self.power_iterations, self.flow.compiled)
             with torch.no_grad():
                 # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
                 decay = min(self.ema_decay, self.steps / (self.steps + 10))

@@ -1,0 +1,103 @@
+"""Power iteration: how the singular vectors of a layer's weight follow it through training.
+
+Five iterations of a flow's layers are some hundred operations on very small matrices. `power_iteration.c` computes the
+same in one call for all layers of one shape, and a test holds it to that.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from flows.compiled import in_threads, library, shares
+from flows.lipschitz import LipschitzLinear
+from flows.stacks import is_stack, stacked
+
+__all__ = ["library_of", "power_iterate"]
+
+SOURCE = Path(__file__).with_name("power_iteration.c")
+WORK = 1_000_000  # numbers read: for fewer a thread is not worth its start
+FEWEST_TO_SQUARE = 16  # power iterations: more are made by squaring a matrix
+
+
+@torch.no_grad()
+def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1, compiled: bool = False) -> None:
+    """Move every layer's u and v by at least `n` power iterations, all layers of one shape together.
+
+    Raises:
+        CompileError: if `compiled`, see :func:`~flows.compiled.library`.
+    """
+    for group in _by_shape(layers):
+        us, vs = [layer.u for layer in group], [layer.v for layer in group]
+        W, u, v = stacked([layer.weight for layer in group]), stacked(us), stacked(vs)
+        if n >= FEWEST_TO_SQUARE:
+            left, right = _by_squaring(W, u.unsqueeze(-1), v.unsqueeze(-1), n)
+        elif compiled:
+            left, right = _by_library(W, u, v, n)
+        else:
+            left, right = _one_by_one(W, v.unsqueeze(-1), n)
+        for vectors, moved in ((us, left), (vs, right)):
+            if is_stack(vectors):
+                stacked(vectors).copy_(moved.squeeze(-1))
+            else:
+                torch._foreach_copy_(vectors, list(moved.squeeze(-1)))
+
+
+def _one_by_one(W: Tensor, right: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    for _ in range(n):  # of W^T W, so that one vector needs to be normalized
+        right = _normalized(torch.bmm(W.mT, torch.bmm(W, right)))
+    return _normalized(torch.bmm(W, right)), right
+
+
+def _by_squaring(W: Tensor, left: Tensor, right: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    # k squarings of the smaller of W W^T and W^T W are 2^k iterations.
+    short, vector = (W, left) if W.shape[1] <= W.shape[2] else (W.mT, right)
+    power = _over_trace(torch.bmm(short, short.mT))
+    for _ in range(math.ceil(math.log2(n))):
+        power = _over_trace(torch.bmm(power, power))
+    vector = _normalized(torch.bmm(power, vector))
+    other = _normalized(torch.bmm(short.mT, vector))
+    return (vector, other) if short is W else (other, vector)
+
+
+def _by_library(W: Tensor, u: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    u, v = torch.empty_like(u), v.clone(memory_format=torch.contiguous_format)
+    W, (count, rows, columns) = W.contiguous(), W.shape
+    function, pointers = library_of(W.dtype).power_iterate, [tensor.data_ptr() for tensor in (W, u, v)]
+    parts = shares(count, 1, max(1, WORK // (n * rows * columns)))
+    in_threads(parts, lambda begin, end, _: function(begin, end, rows, columns, n, *pointers))
+    return u.unsqueeze(-1), v.unsqueeze(-1)
+
+
+@functools.cache
+def library_of(dtype: torch.dtype) -> ctypes.CDLL:
+    """`power_iteration.c` for one dtype.
+
+    Raises:
+        CompileError: see :func:`~flows.compiled.library`.
+    """
+    loaded = library(SOURCE, dtype)
+    loaded.power_iterate.argtypes = [*[ctypes.c_int64] * 2, *[ctypes.c_int] * 3, *[ctypes.c_void_p] * 3]
+    return loaded
+
+
+def _over_trace(G: Tensor) -> Tensor:
+    return G.div_(G.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min_(1e-30))
+
+
+def _normalized(v: Tensor) -> Tensor:
+    return v.div_(torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min_(1e-12))
+
+
+def _by_shape(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
+    groups: dict[torch.Size, list[LipschitzLinear]] = defaultdict(list)
+    for layer in layers:
+        groups[layer.weight.shape].append(layer)
+    return list(groups.values())
