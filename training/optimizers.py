@@ -29,7 +29,7 @@ def muon(
     lr: Rate,
     momentum: Decay = 0.95,
     weight_decay: Annotated[float, Range(ge=0, le=1e6)] = 0.0,
-    adam_lr: Rate = 5e-3,
+    adam_lr: Rate = 4e-2,
     beta1: Decay = 0.9,
     beta2: Decay = 0.99,
 ) -> Together:
