@@ -6,18 +6,38 @@ import pytest
 import torch
 
 from flows import ResidualFlow
+from flows.compiled import CompileError
 from flows.estimators import Exact
-from training.muon import Muon, orthogonalize
+from training.muon import Muon, library_of, orthogonalize
 from training.optimizers import adam, muon
 
+SHAPES = [(4, 48, 48), (3, 48, 2), (3, 2, 96), (1, 5, 7)]
 
-@pytest.mark.parametrize("shape", [(4, 48, 48), (3, 48, 2), (3, 2, 96), (1, 5, 7)])
+
+@pytest.mark.parametrize("shape", SHAPES)
 def test_orthogonalized_singular_values_are_near_one(shape: tuple[int, int, int]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 100
     sigma = torch.linalg.svdvals(orthogonalize(matrices))
     # The smallest values of a square random matrix may not have risen yet: most have.
     assert float(sigma.max()) < 1.25
     assert float((sigma > 0.6).float().mean()) > 0.9
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 130, 65), (2, 1, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_it_is_the_same(
+    shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    try:
+        library_of(dtype)
+    except CompileError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr("training.muon.WORK", 1)  # so that even these are shared by threads
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=dtype) * 100
+    for these in (matrices, matrices.mT, torch.zeros_like(matrices)):
+        torch.testing.assert_close(
+            orthogonalize(these, compiled=True), orthogonalize(these), rtol=0, atol=200 * torch.finfo(dtype).eps
+        )
 
 
 def test_orthogonalizing_keeps_the_singular_vectors() -> None:

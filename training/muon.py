@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Muon", "Together", "orthogonalize"]
+from flows.compiled import in_threads, library, shares
 
+__all__ = ["Muon", "Together", "library_of", "orthogonalize"]
+
+SOURCE = Path(__file__).with_name("muon.c")
+WORK = 200_000  # entries of all the products' factors: with fewer a thread is not worth its start
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic that drives singular values towards 1
 STEPS = 5
 
 
-def orthogonalize(matrices: Tensor) -> Tensor:
+def orthogonalize(matrices: Tensor, compiled: bool = False) -> Tensor:
     r"""Return :math:`U V^T` of each matrix :math:`U \Sigma V^T`, roughly: singular values within about [0.7, 1.2].
 
     Newton-Schulz iteration with Jordan's coefficients (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
 
     Args:
         matrices: shape (batch, rows, columns): all of a flow's matrices of one shape, in one product.
+        compiled: whether to compute by `muon.c`, in which a matrix does not leave the cache between the products.
+
+    Raises:
+        CompileError: if `compiled`, see :func:`~flows.compiled.library`.
     """
+    if compiled:
+        return _by_library(matrices)
     tall = matrices.shape[-2] > matrices.shape[-1]
     X = matrices.mT if tall else matrices
     X = X / (torch.linalg.vector_norm(X, dim=(-2, -1), keepdim=True) + 1e-12)
@@ -30,6 +43,32 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         A = X @ X.mT
         X = torch.baddbmm(X, torch.baddbmm(A, A, A, beta=b, alpha=c), X, beta=a)
     return X.mT if tall else X
+
+
+def _by_library(matrices: Tensor) -> Tensor:
+    matrices, (batch, rows, columns) = matrices.contiguous(), matrices.shape
+    result, function = torch.empty_like(matrices), library_of(matrices.dtype).orthogonalize
+    in_threads(
+        shares(batch, 1, max(1, WORK // (STEPS * rows * columns))),
+        lambda begin, end, _: function(
+            begin, end, rows, columns, STEPS, *COEFFICIENTS, matrices.data_ptr(), result.data_ptr()
+        ),
+    )
+    return result
+
+
+@functools.cache
+def library_of(dtype: torch.dtype) -> ctypes.CDLL:
+    """`muon.c` for one dtype.
+
+    Raises:
+        CompileError: see :func:`~flows.compiled.library`.
+    """
+    loaded = library(SOURCE, dtype)
+    loaded.orthogonalize.argtypes = [
+        *[ctypes.c_int64] * 2, *[ctypes.c_int] * 3, *[ctypes.c_double] * 3, *[ctypes.c_void_p] * 2,
+    ]  # fmt: skip
+    return loaded
 
 
 class Muon(torch.optim.Optimizer):
@@ -44,8 +83,11 @@ class Muon(torch.optim.Optimizer):
     and the update, whose size does not grow, counts for less and less: seen in runs of thousands of steps.
     """
 
-    def __init__(self, matrices: Iterable[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+    def __init__(
+        self, matrices: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, compiled: bool = False
+    ) -> None:
         super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.compiled = compiled
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -55,7 +97,7 @@ class Muon(torch.optim.Optimizer):
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(W)
                 average = state["momentum"].lerp_(W.grad, 1 - group["momentum"])
-                update = orthogonalize(torch.lerp(W.grad, average, group["momentum"]))
+                update = orthogonalize(torch.lerp(W.grad, average, group["momentum"]), self.compiled)
                 W.mul_(1 - group["lr"] * group["weight_decay"])
                 W.add_(update, alpha=-group["lr"] * 0.2 * max(W.shape[-2:]) ** 0.5)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from arguments import Range, checked
+from flows import Flow
 from flows.stacks import stack_parameters
 from training.muon import Muon, Together
 
@@ -18,14 +19,14 @@ Decay = Annotated[float, Range(ge=0, lt=1)]
 
 
 @checked
-def adam(flow: nn.Module, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> Together:
+def adam(flow: Flow, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> Together:
     """Adam (Kingma and Ba 2015) on all parameters of `flow`."""
     return Together(_adam(stack_parameters(flow), lr, beta1, beta2))
 
 
 @checked
 def muon(
-    flow: nn.Module,
+    flow: Flow,
     lr: Rate,
     momentum: Decay = 0.95,
     weight_decay: Annotated[float, Range(ge=0, le=1e6)] = 0.0,
@@ -33,11 +34,14 @@ def muon(
     beta1: Decay = 0.9,
     beta2: Decay = 0.99,
 ) -> Together:
-    """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters."""
+    """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters.
+
+    Of a flow that is computed by compiled code, it is too.
+    """
     stacks = stack_parameters(flow)
     matrices = [stack for stack in stacks if stack.ndim == 3]
     others = [stack for stack in stacks if stack.ndim != 3]
-    return Together(Muon(matrices, lr, momentum, weight_decay), _adam(others, adam_lr, beta1, beta2))
+    return Together(Muon(matrices, lr, momentum, weight_decay, flow.compiled), _adam(others, adam_lr, beta1, beta2))
 
 
 def _adam(parameters: list[Tensor], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
