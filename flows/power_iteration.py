@@ -24,7 +24,7 @@ __all__ = ["library_of", "power_iterate"]
 
 SOURCE = Path(__file__).with_name("power_iteration.c")
 WORK = 1_000_000  # numbers read: for fewer a thread is not worth its start
-FEWEST_TO_SQUARE = 16  # power iterations: more are made by squaring a matrix
+FEWEST_TO_SQUARE = 16, 64  # power iterations, plain and compiled: more are made by squaring a matrix
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1, compiled: bool 
     for group in _by_shape(layers):
         us, vs = [layer.u for layer in group], [layer.v for layer in group]
         W, u, v = stacked([layer.weight for layer in group]), stacked(us), stacked(vs)
-        if n >= FEWEST_TO_SQUARE:
+        if n >= FEWEST_TO_SQUARE[compiled]:
             left, right = _by_squaring(W, u.unsqueeze(-1), v.unsqueeze(-1), n)
         elif compiled:
             left, right = _by_library(W, u, v, n)
