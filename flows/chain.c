@@ -449,7 +449,7 @@ static int solve_block(const Chain *chain, int block, int n, Work *work) {
         limit[s] = INFINITY;
         if (finite) active[left++] = s;
     }
-    /* Every second step at least shrinks a residual by L; the first is at most that of g(y), which has no bound. */
+    /* Every second step at least shrinks a residual by L: the first residuals say how many may be needed. */
     double steps = 0, most_steps = INFINITY;
     for (;;) {
         for (; left; steps++) {
@@ -547,7 +547,7 @@ int newton(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t 
             for (int r = 0; r < n; r++) {
                 real *M = inverse + (start + r) * d * d, *here = work.x + r * d, residual[d];
                 invert_jacobian(d, n, r, &work, M);
-                for (int i = 0; i < d; i++) residual[i] = z[(start + r) * d + i] - here[i] - work.out[r * d + i];
+                residual_of(d, z + (start + r) * d, here, work.out + r * d, residual);
                 for (int i = 0; i < d; i++)
                     for (int j = 0; j < d; j++) here[i] += M[i * d + j] * residual[j];
             }

@@ -153,13 +153,13 @@ def test_the_inverse_is_the_same(kind: type[FlowOfBlocks], actnorm: bool) -> Non
         torch.testing.assert_close(twin.inverse(z)[1], -log_det, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", FLOWS)
-def test_evaluation_is_exact_and_differentiable_as_ever(kind: type[FlowOfBlocks]) -> None:
+@pytest.mark.parametrize(("kind", "close"), [(ResidualFlow, 1e-12), (ImplicitFlow, 1e-11)])  # solved to 1e-12
+def test_evaluation_is_exact_and_differentiable_as_ever(kind: type[FlowOfBlocks], close: float) -> None:
     flow, x = make(RussianRoulette(), kind=kind)
     twin = compiled_copy(flow).eval()
     flow.eval()
     with torch.no_grad():
-        torch.testing.assert_close(twin.log_prob(x), flow.log_prob(x), rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(twin.log_prob(x), flow.log_prob(x), rtol=close, atol=close)
     x.requires_grad_()
     (score,) = torch.autograd.grad(twin.log_prob(x).sum(), x, create_graph=True)
     torch.autograd.grad(score.sum(), x)  # twice, which the compiled chain is not
