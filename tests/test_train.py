@@ -136,6 +136,7 @@ class TestSettings:
             ("", "optimizer.beta2=0.5"),
             ("", "seed=1"),
             ("", "trainer.batch_size=33"),
+            ("", "trainer.stratified=false"),
             ("", "trainer.steps_per_epoch=6"),
             ("", "trainer.schedule=constant"),
             ("", "trainer.warmup=0.9"),

@@ -21,6 +21,7 @@ from arguments import Range, check_arguments, checked
 from atomic import write_atomically
 from datasets import Target
 from flows import Flow
+from training.batches import stratified
 from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
 from training.density_grid import DensityGrid, save_density, save_target
 from training.diagnosis import ContractionError, NonFiniteError, diagnose, first_not_finite
@@ -75,6 +76,7 @@ class Trainer:
         epochs: an evaluation, a picture and a checkpoint follow each.
         steps_per_epoch: optimizer steps in an epoch.
         batch_size: points of the target in each step.
+        stratified: whether each batch covers the target evenly, see `training.batches`, or is of independent points.
         max_seconds: end the run, as if its epochs were done, after this many seconds; None for no limit.
         schedule: of the learning rate: `cosine` falls to zero at the end of the run, `constant` does not.
         warmup: share of the run over which the learning rate rises from zero to its peak.
@@ -99,6 +101,7 @@ class Trainer:
         epochs: Annotated[int, Range(ge=1)],
         steps_per_epoch: Annotated[int, Range(ge=1, le=10**9)],
         batch_size: Annotated[int, Range(ge=1, le=10**9)],
+        stratified: bool = True,
         max_seconds: Annotated[float, Range(gt=0)] | None = None,
         schedule: Literal["cosine", "constant"] = "cosine",
         warmup: Annotated[float, Range(ge=0, lt=1)] = 0.02,
@@ -111,6 +114,7 @@ class Trainer:
     ) -> None:
         self.target, self.folder, self.seed, self.about, self.logger = target, folder, seed, about, logger
         self.epochs, self.steps_per_epoch, self.batch_size = epochs, steps_per_epoch, batch_size
+        self.stratified = stratified
         self.max_seconds, self.schedule, self.warmup = max_seconds, schedule, warmup
         self.device = next(flow.parameters()).device
         self.power_iterations = power_iterations
@@ -208,10 +212,13 @@ class Trainer:
         progress, every = self.progress, STEPS_BETWEEN_CHECKS.get(self.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE)
         # The whole epoch's data at once, from the seed and the epoch alone: a resumed epoch has the same.
         generator = _generator(self.seed, progress.epoch + 1)
-        data = self.target.sample(self.steps_per_epoch * self.batch_size, generator).to(self.device)
+        points = self.target.sample(self.steps_per_epoch * self.batch_size, generator)
+        if self.stratified:
+            points = stratified(points, self.batch_size, generator)
+        data = points.view(self.steps_per_epoch, self.batch_size, -1).to(self.device)
         began, losses, norms = time.perf_counter(), [], []
         self.learner.flow.train()
-        for batch in data.split(self.batch_size)[progress.step_in_epoch :]:
+        for batch in data[progress.step_in_epoch :]:
             losses.append(self.learner.backward(batch))
             progress.step += 1
             progress.step_in_epoch += 1
