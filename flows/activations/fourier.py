@@ -1,0 +1,58 @@
+"""The pair of sine and cosine, of a learned frequency."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from flows.activations.activation import Activation
+
+__all__ = ["Fourier"]
+
+START = 3.0  # Ends about 2 in the first layer and between 4 and 8 in the second
+
+
+class Fourier(Activation):
+    r""":math:`\phi(x) = [\sin(\omega x), \cos(\omega x)] / \omega` with a learned frequency :math:`\omega > 0`.
+
+    Its derivative has norm exactly 1 everywhere, as that of :class:`~flows.activations.sincos.SinCos`, whatever
+    :math:`\omega`. A spectrally normalized weight has short rows (in two dimensions the squares of all sum up to two at
+    most): with :math:`\omega = 1` few units see much of a period of their sine, and the network is nearly linear.
+    """
+
+    expansion = 2
+    c_source = """
+        real sine, cosine, amplitude = 1 / p;
+        sine_and_cosine(p * a, &sine, &cosine);
+        h[0] = amplitude * sine; s[0] = cosine; c[0] = -p * sine;
+        h[1] = amplitude * cosine; s[1] = -sine; c[1] = -p * cosine;
+        h_by_p[0] = amplitude * (a * cosine - h[0]); s_by_p[0] = -a * sine;
+        h_by_p[1] = -amplitude * (a * sine + h[1]); s_by_p[1] = -a * cosine;
+    """
+
+    @classmethod
+    def c_parameter(cls, raw: Tensor) -> Tensor:
+        return torch.exp(raw)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_frequency = nn.Parameter(torch.tensor(math.log(START)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.value_and_derivative(x)[0]
+
+    def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        frequency = self.log_frequency.exp()
+        sin, cos = torch.sin(frequency * x), torch.cos(frequency * x)
+        return torch.cat([sin, cos], dim=-1) / frequency, torch.cat([cos, -sin], dim=-1)
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        frequency = self.log_frequency.exp()
+        cos, minus_sin = derivative.chunk(2, dim=-1)
+        (by_sin, by_cos), (by_sin_slope, by_cos_slope) = grad_value.chunk(2, dim=-1), grad_derivative.chunk(2, dim=-1)
+        grad_x = (by_sin - frequency * by_cos_slope) * cos + (by_cos + frequency * by_sin_slope) * minus_sin
+        # A larger frequency scales the input up and the value down.
+        by_scale = torch.dot(by_cos.flatten(), cos.flatten()) - torch.dot(by_sin.flatten(), minus_sin.flatten())
+        return grad_x, [torch.dot(x.flatten(), grad_x.flatten()) - by_scale / frequency]
