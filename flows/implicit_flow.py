@@ -44,7 +44,7 @@ class ImplicitFlow(FlowOfBlocks):
         blocks: Annotated[int, Range(ge=1)] = 8,
         width: Annotated[int, Range(ge=1)] = 48,
         depth: Annotated[int, Range(ge=1)] = 2,
-        activation: Annotated[str, OneOf(activation_names)] = "sincos",
+        activation: Annotated[str, OneOf(activation_names)] = "fourier",
         coeff: Annotated[float, Range(gt=0, lt=1)] = 0.99,
         actnorm: bool = True,
     ) -> None:

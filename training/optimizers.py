@@ -31,7 +31,7 @@ def muon(
     momentum: Decay = 0.95,
     weight_decay: Annotated[float, Range(ge=0, le=1e6)] = 0.0,
     adam_lr: Rate = 4e-2,
-    beta1: Decay = 0.9,
+    beta1: Decay = 0.95,
     beta2: Decay = 0.99,
 ) -> Together:
     """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters.

@@ -9,11 +9,12 @@ from flows.activations.activation import Activation
 
 __all__ = ["Fourier"]
 
-START = 3.0  # Ends about 2 in the first layer and between 4 and 8 in the second
+HIGHEST = 16.0  # without a bound a unit's frequency may grow for thousands of steps: noise of no amplitude
+START = 3.0  # most end between 2 and 8
 
 
 class Fourier(Activation):
-    r""":math:`\phi(x) = [\sin(\omega x), \cos(\omega x)] / \omega` with a learned frequency :math:`\omega > 0`.
+    r""":math:`\phi(x) = [\sin(\omega x), \cos(\omega x)] / \omega` with a learned frequency :math:`0 < \omega < 16`.
 
     Its derivative has norm exactly 1 everywhere, as that of :class:`~flows.activations.sincos.SinCos`, whatever
     :math:`\omega`. A spectrally normalized weight has short rows (in two dimensions the squares of all sum up to two at
@@ -32,27 +33,28 @@ class Fourier(Activation):
 
     @classmethod
     def c_parameter(cls, raw: Tensor) -> Tensor:
-        return torch.exp(raw)
+        return HIGHEST * torch.sigmoid(raw)
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_frequency = nn.Parameter(torch.tensor(math.log(START)))
+        self.raw_frequency = nn.Parameter(torch.tensor(-math.log(HIGHEST / START - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.value_and_derivative(x)[0]
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        frequency = self.log_frequency.exp()
+        frequency = self.c_parameter(self.raw_frequency)
         sin, cos = torch.sin(frequency * x), torch.cos(frequency * x)
         return torch.cat([sin, cos], dim=-1) / frequency, torch.cat([cos, -sin], dim=-1)
 
     def pullback(
         self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
-        frequency = self.log_frequency.exp()
+        frequency = self.c_parameter(self.raw_frequency)
         cos, minus_sin = derivative.chunk(2, dim=-1)
         (by_sin, by_cos), (by_sin_slope, by_cos_slope) = grad_value.chunk(2, dim=-1), grad_derivative.chunk(2, dim=-1)
         grad_x = (by_sin - frequency * by_cos_slope) * cos + (by_cos + frequency * by_sin_slope) * minus_sin
         # A larger frequency scales the input up and the value down.
         by_scale = torch.dot(by_cos.flatten(), cos.flatten()) - torch.dot(by_sin.flatten(), minus_sin.flatten())
-        return grad_x, [torch.dot(x.flatten(), grad_x.flatten()) - by_scale / frequency]
+        by_log_frequency = torch.dot(x.flatten(), grad_x.flatten()) - by_scale / frequency
+        return grad_x, [by_log_frequency * (1 - frequency / HIGHEST)]
