@@ -42,7 +42,7 @@ class ImplicitFlow(FlowOfBlocks):
         dimensions: int,
         estimator: LogDetEstimator,
         blocks: Annotated[int, Range(ge=1)] = 8,
-        width: Annotated[int, Range(ge=1)] = 48,
+        width: Annotated[int, Range(ge=1)] = 32,
         depth: Annotated[int, Range(ge=1)] = 2,
         activation: Annotated[str, OneOf(activation_names)] = "fourier",
         coeff: Annotated[float, Range(gt=0, lt=1)] = 0.99,
