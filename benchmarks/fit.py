@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from benchmarks.measurement import arguments, print_table, write_json
 from datasets import TargetDensity
 from plots.figure import new_figure, pixels, write_png
+from training.batches import stratified
 from training.configuration import build
 from training.evaluation import log_prob
 from training.learner import Learner
@@ -32,6 +33,7 @@ from training.learner import Learner
 PROJECT = Path(__file__).resolve().parent.parent
 DENSITIES = ("moons", "circles", "rings", "checkerboard", "8gaussians")
 CHUNK = 4096
+EPOCH = 100  # batches drawn at a time
 COLORS = {"ours": "#b5367a", "normflows residual flow": "#2a788e", "zuko spline flow": "#e08214", "zuko CNF": "0.5"}
 
 
@@ -42,21 +44,28 @@ class Contestant:
     Attributes:
         step: one training step on a batch, shape (n, 2), at a share of the run, from 0 to 1, that is done.
         log_prob: the log-density of points, shape (n, 2), as it would be used now.
-        batch_size: points a step.
+        batches: what the steps are made on.
     """
 
     step: Callable[[Tensor, float], None]
     log_prob: Callable[[Tensor], Tensor]
-    batch_size: int
+    batches: Iterator[Tensor]
+
+
+def fresh(target: TargetDensity, size: int, evenly: bool = False) -> Iterator[Tensor]:
+    """Batches of `size` fresh points, an epoch's at a time; `evenly` as in our recipes."""
+    while True:
+        points = target.sample(EPOCH * size)
+        yield from stratified(points, size) if evenly else points.split(size)
 
 
 def config_of(data: str) -> DictConfig:
     with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        return hydra.compose("train", [f"experiment={data}_best"])
+        return hydra.compose("train", [f"experiment={data}_fast"])
 
 
 def ours(data: str, target: TargetDensity) -> Contestant:
-    """The recipe of experiment=<data>_best."""
+    """The recipe of experiment=<data>_fast."""
     config = config_of(data)
     flow, trainer = build(config.flow, dimensions=2), config.trainer
     flow.compile_for(torch.device("cpu"))
@@ -74,7 +83,7 @@ def ours(data: str, target: TargetDensity) -> Contestant:
         learner.converge()
         return log_prob(learner.average.eval(), x)
 
-    return Contestant(step, log_prob_of_average, trainer.batch_size)
+    return Contestant(step, log_prob_of_average, fresh(target, trainer.batch_size, trainer.stratified))
 
 
 def normflows_flow(data: str, target: TargetDensity) -> Contestant:
@@ -98,10 +107,10 @@ def normflows_flow(data: str, target: TargetDensity) -> Contestant:
     def exact(x: Tensor) -> Tensor:
         return torch.cat([model.eval().log_prob(part).detach() for part in x.split(CHUNK)])
 
-    return Contestant(step, exact, 512)
+    return Contestant(step, exact, fresh(target, 512))
 
 
-def _zuko(model: nn.Module, rate: float) -> Contestant:
+def _zuko(model: nn.Module, rate: float, target: TargetDensity) -> Contestant:
     optimizer = torch.optim.Adam(model.parameters(), lr=rate)
 
     def step(x: Tensor, done: float) -> None:
@@ -115,21 +124,21 @@ def _zuko(model: nn.Module, rate: float) -> Contestant:
     def exact(x: Tensor) -> Tensor:
         return torch.cat([model().log_prob(part) for part in x.split(CHUNK)])
 
-    return Contestant(step, exact, 512)
+    return Contestant(step, exact, fresh(target, 512))
 
 
 def zuko_nsf(data: str, target: TargetDensity) -> Contestant:
     """A neural spline flow: 4 transforms, 16 bins, Adam 2e-3, cosine."""
     import zuko
 
-    return _zuko(zuko.flows.NSF(2, transforms=4, bins=16, hidden_features=(64, 64)), 2e-3)
+    return _zuko(zuko.flows.NSF(2, transforms=4, bins=16, hidden_features=(64, 64)), 2e-3, target)
 
 
 def zuko_cnf(data: str, target: TargetDensity) -> Contestant:
     """A continuous flow, exact trace."""
     import zuko
 
-    return _zuko(zuko.flows.CNF(2, hidden_features=(64, 64)), 2e-3)
+    return _zuko(zuko.flows.CNF(2, hidden_features=(64, 64)), 2e-3, target)
 
 
 CONTESTANTS = {"ours": ours, "normflows residual flow": normflows_flow, "zuko spline flow": zuko_nsf,
@@ -140,16 +149,14 @@ def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def compete(
-    contestant: Contestant, target: TargetDensity, seconds: float, looks: int, x: Tensor, log_p: Tensor
-) -> list[tuple[float, float]]:
+def compete(contestant: Contestant, seconds: float, looks: int, x: Tensor, log_p: Tensor) -> list[tuple[float, float]]:
     """Train for `seconds`; return (seconds, KL in nats) at `looks` moments, the last at the end."""
     moments = list(seconds * np.geomspace(0.05, 1, looks))
     curve, clock = [], 0.0
     with tqdm(total=seconds, unit="s", leave=False, disable=None) as bar:
         while moments:
             began = time.perf_counter()
-            contestant.step(target.sample(contestant.batch_size), clock / seconds)
+            contestant.step(next(contestant.batches), clock / seconds)
             spent = time.perf_counter() - began
             clock += spent
             bar.update(spent)
@@ -205,8 +212,8 @@ def main() -> None:
             for seed in range(options.seeds):
                 torch.manual_seed(seed)
                 contestant = CONTESTANTS[name](data, target)
-                contestant.step(target.sample(contestant.batch_size), 0.0)
-                runs.append(compete(contestant, target, options.seconds, options.looks, x, log_p))
+                contestant.step(next(contestant.batches), 0.0)
+                runs.append(compete(contestant, options.seconds, options.looks, x, log_p))
             curves[data][name] = runs
             last = [curve[-1][1] for curve in runs]
             rows.append([data, name, f"{statistics.median(last):.4f}", f"{min(last):.4f} to {max(last):.4f}"])
