@@ -28,7 +28,7 @@ def compare(
     Args:
         name: of the command, its folder and its JSON file.
         description: of the command.
-        variants: settings of train.py, by the name that heads a column.
+        variants: settings of train.py, by the name that heads a row.
         densities: unless told otherwise.
         base: setting that comes before those of a variant, `{data}` the density.
     """

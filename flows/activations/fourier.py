@@ -19,6 +19,8 @@ class Fourier(Activation):
     Its derivative has norm exactly 1 everywhere, as that of :class:`~flows.activations.sincos.SinCos`, whatever
     :math:`\omega`. A spectrally normalized weight has short rows (in two dimensions the squares of all sum up to two at
     most): with :math:`\omega = 1` few units see much of a period of their sine, and the network is nearly linear.
+    Networks of sines without such a bound multiply by a fixed frequency too (Sitzmann et al. 2020, arXiv 2006.09661,
+    section 3.2).
     """
 
     expansion = 2
