@@ -39,48 +39,55 @@ INLINE void store(real *to, vector what) { *(vector *)to = what; }
 
 /* ---- elementary functions, without branches, so that a compiler can vectorize them ---- */
 
-INLINE void sine_and_cosine(real a, real *sine, real *cosine) {
-    /* a = k pi / 2 + r with |r| <= pi / 4; coefficients of fdlibm. */
-    real k = rint(a * (real)0.63661977236758134308);
+/* What a real's bits are, and back. */
+INLINE bits bits_of(real a) { bits b; memcpy(&b, &a, sizeof b); return b; }
+INLINE real real_of(bits b) { real a; memcpy(&a, &b, sizeof a); return a; }
+
+/* Added to a number of moderate size and subtracted again, it rounds that to a whole one, which is in its last bits too. */
 #ifdef DOUBLE
-    real r = a - k * 1.57079632673412561417e+00 - k * 6.07710050630396597660e-11 - k * 2.02226624879595063154e-21;
+static const real ROUNDER = 0x1.8p52;
+enum { MANTISSA = 52 };
 #else
-    real r = a - k * 1.5703125f - k * 4.837512969970703125e-4f - k * 7.54978995489188216e-8f;
+static const real ROUNDER = 0x1.8p23f;
+enum { MANTISSA = 23 };
 #endif
-    real q = r * r;
-    real s = r + r * q * ((real)-1.66666666666666324348e-01 + q * ((real)8.33333333332248946124e-03 +
-             q * ((real)-1.98412698298579493134e-04 + q * ((real)2.75573137070700676789e-06 +
-             q * ((real)-2.50507602534068634195e-08 + q * (real)1.58969099521155010221e-10)))));
-    real c = 1 - q / 2 + q * q * ((real)4.16666666666666019037e-02 + q * ((real)-1.38888888888741095749e-03 +
-             q * ((real)2.48015872894767294178e-05 + q * ((real)-2.75573143513906633035e-07 +
-             q * ((real)2.08757232129817482790e-09 + q * (real)-1.13596475577881948265e-11)))));
-    real quadrant = k - 4 * floor(k / 4);
-    int odd = (quadrant == 1) | (quadrant == 3);
-    real first = odd ? c : s, second = odd ? s : c;
-    *sine = quadrant >= 2 ? -first : first;
-    *cosine = (quadrant == 1) | (quadrant == 2) ? -second : second;
+
+INLINE void sine_and_cosine(real a, real *sine, real *cosine) {
+    /* a = k pi / 2 + r with |r| <= pi / 4. Coefficients of fdlibm for double, of Cephes for float. */
+    real shifted = a * (real)0.63661977236758134308 + ROUNDER, k = shifted - ROUNDER;
+#ifdef DOUBLE
+    real r = a - k * 1.57079632673412561417e+00 - k * 6.07710050630396597660e-11 - k * 2.02226624879595063154e-21, q = r * r;
+    real s = r + r * q * (-1.66666666666666324348e-01 + q * (8.33333333332248946124e-03 + q * (-1.98412698298579493134e-04
+        + q * (2.75573137070700676789e-06 + q * (-2.50507602534068634195e-08 + q * 1.58969099521155010221e-10)))));
+    real c = 1 - q / 2 + q * q * (4.16666666666666019037e-02 + q * (-1.38888888888741095749e-03 + q * (2.48015872894767294178e-05
+        + q * (-2.75573143513906633035e-07 + q * (2.08757232129817482790e-09 + q * -1.13596475577881948265e-11)))));
+#else
+    real r = a - k * 1.5703125f - k * 4.837512969970703125e-4f - k * 7.54978995489188216e-8f, q = r * r;
+    real s = r + r * q * (-1.6666654611e-1f + q * (8.3321608736e-3f + q * -1.9515295891e-4f));
+    real c = 1 - q / 2 + q * q * (4.166664568298827e-2f + q * (-1.388731625493765e-3f + q * 2.443315711809948e-5f));
+#endif
+    /* The quadrant, k mod 4: odd ones swap the two; sine is below zero in 2 and 3, cosine in 1 and 2. */
+    bits quadrant = bits_of(shifted);
+    enum { TO_SIGN = 8 * sizeof(bits) - 2 };
+    *sine = real_of(bits_of(quadrant & 1 ? c : s) ^ (bits)((uint64_t)(quadrant & 2) << TO_SIGN));
+    *cosine = real_of(bits_of(quadrant & 1 ? s : c) ^ (bits)((uint64_t)((quadrant + 1) & 2) << TO_SIGN));
 }
 
 INLINE real exponential(real a) {
     /* a = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, 2^n through the exponent's bits. */
 #ifdef DOUBLE
-    const real low = -708, high = 709, magic = 0x1.8p52;
-    enum { DEGREE = 13, MANTISSA = 52 };
+    const real low = -708, high = 709;
+    enum { DEGREE = 13 };
 #else
-    const real low = -87, high = 88, magic = 0x1.8p23f;
-    enum { DEGREE = 7, MANTISSA = 23 };
+    const real low = -87, high = 88;
+    enum { DEGREE = 7 };
 #endif
     a = a < low ? low : a > high ? high : a;
-    real shifted = a * (real)1.44269504088896340736 + magic, n = shifted - magic;
+    real shifted = a * (real)1.44269504088896340736 + ROUNDER, n = shifted - ROUNDER;
     real r = a - n * (real)6.93359375e-1 + n * (real)2.12194440054690583e-4;
-    real sum = 1, one = 1, scale;
+    real sum = 1;
     for (int k = DEGREE; k > 0; k--) sum = 1 + r * sum * ((real)1 / k);
-    bits whole, exponent;
-    memcpy(&whole, &shifted, sizeof whole);
-    memcpy(&exponent, &one, sizeof exponent);
-    exponent += (bits)((uint64_t)whole << MANTISSA);
-    memcpy(&scale, &exponent, sizeof scale);
-    return sum * scale;
+    return sum * real_of(bits_of(1) + (bits)((uint64_t)bits_of(shifted) << MANTISSA));
 }
 
 INLINE real sigmoid(real a) { return 1 / (1 + exponential(-a)); }

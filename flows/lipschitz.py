@@ -170,18 +170,18 @@ class LipschitzNet(nn.Module, abc.ABC):
         return self.normalize(x.dtype).forward_with_jacobian(x)
 
 
-def normalized_stacks(nets: Sequence[LipschitzNet]) -> list[Tensor]:
-    """The normalized weights of the first layers of all `nets`, which are of one shape, then of their second, ..."""
-    layers = zip(*(net.layers for net in nets), strict=True)
+def normalized_stacks(layers: Iterable[Sequence[LipschitzLinear]]) -> list[Tensor]:
+    """The normalized weights of the first layers of several networks of one shape, then of their second, ..."""
     if torch.is_grad_enabled():
-        return [normalized_stack(of_one_shape) for of_one_shape in layers]
+        return [normalized_stack(of_one_role) for of_one_role in layers]
     # To the last bit those of the inverse, which takes them layer by layer.
-    return [torch.stack([layer.normalized_weight() for layer in of_one_shape]) for of_one_shape in layers]
+    return [torch.stack([layer.normalized_weight() for layer in of_one_role]) for of_one_role in layers]
 
 
 def normalize_all(nets: Sequence[LipschitzNet], dtype: torch.dtype) -> Iterator[NormalizedNet]:
     """Each of the networks as `normalize` gives it, which are of one shape: all their weights at once."""
-    stacks = [stack.to(dtype).unbind() for stack in normalized_stacks(nets)]
+    layers = zip(*(net.layers for net in nets), strict=True)
+    stacks = [stack.to(dtype).unbind() for stack in normalized_stacks(layers)]
     for net, *weights in zip(nets, *stacks, strict=True):
         biases = [layer.bias.to(dtype) for layer in net.layers]
         yield net.with_weights(list(zip(weights, biases, strict=True)))

@@ -1,7 +1,7 @@
 """Power iteration: how the singular vectors of a layer's weight follow it through training.
 
 Five iterations of a flow's layers are some hundred operations on very small matrices. `power_iteration.c` computes the
-same in one call for all layers of one shape, and a test holds it to that.
+same in one call for all layers of one role, and a test holds it to that.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ FEWEST_TO_SQUARE = 16, 64  # power iterations, plain and compiled: more are made
 
 @torch.no_grad()
 def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1, compiled: bool = False) -> None:
-    """Move every layer's u and v by at least `n` power iterations, all layers of one shape together.
+    """Move every layer's u and v by at least `n` power iterations, all layers of one role or shape together.
 
     Raises:
         CompileError: if `compiled`, see :func:`~flows.compiled.library`.
     """
-    for group in _by_shape(layers):
+    for group in _groups(layers):
         us, vs = [layer.u for layer in group], [layer.v for layer in group]
         W, u, v = stacked([layer.weight for layer in group]), stacked(us), stacked(vs)
         if n >= FEWEST_TO_SQUARE[compiled]:
@@ -96,8 +96,10 @@ def _normalized(v: Tensor) -> Tensor:
     return v.div_(torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min_(1e-12))
 
 
-def _by_shape(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
-    groups: dict[torch.Size, list[LipschitzLinear]] = defaultdict(list)
+def _groups(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
+    """Those of one stack, where there are stacks, since they need not be copied; those of one shape elsewhere."""
+    groups: dict[torch.Size | int, list[LipschitzLinear]] = defaultdict(list)
     for layer in layers:
-        groups[layer.weight.shape].append(layer)
+        W = layer.weight
+        groups[id(W.stack) if hasattr(W, "stack") else W.shape].append(layer)
     return list(groups.values())

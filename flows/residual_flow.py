@@ -22,7 +22,7 @@ from flows.estimators import Exact, LogDetEstimator, series
 from flows.estimators.estimator import Noise, join
 from flows.flow import Flow
 from flows.fused import compile_passes
-from flows.lipschitz import LipschitzMLP, LipschitzNet, c_parameters, normalize_all, normalized_stacks
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, c_parameters, normalize_all, normalized_stacks
 from flows.precision import widened
 from flows.residual_block import InverseBlock, ResidualBlock
 from flows.stacks import stacked
@@ -116,8 +116,7 @@ class FlowOfBlocks(Flow):
         others = 0.0
         if isinstance(self.bijections[0], Standardize):
             x, others = self.bijections[0](x)
-        norms = [bijection for bijection in self.bijections if isinstance(bijection, ActNorm)]
-        nets = self._nets
+        nets, norms = self._nets, self._norms
         if norms:
             log_scale, shift = (
                 stacked([getattr(norm, name) for norm in norms]).to(x.dtype) for name in ("log_scale", "shift")
@@ -134,11 +133,8 @@ class FlowOfBlocks(Flow):
         weights = ChainWeights(
             scale=log_scale.exp(),
             shift=shift,
-            weights=[stack.to(x.dtype) for stack in normalized_stacks(nets)],
-            biases=[
-                stacked([layer.bias for layer in layers]).to(x.dtype)
-                for layers in zip(*(net.layers for net in nets), strict=True)
-            ],
+            weights=[stack.to(x.dtype) for stack in normalized_stacks(self._layers)],
+            biases=[stacked([layer.bias for layer in layers]).to(x.dtype) for layers in self._layers],
             parameter=c_parameters([net.activations for net in nets]).to(x.dtype),
         )
         z, jacobians = through_chain(type(nets[0].activations[0]), x, weights, self._inverted())
@@ -146,14 +142,18 @@ class FlowOfBlocks(Flow):
 
     def _inverted(self) -> Inverted | None:
         """Which of the blocks are inverse ones, and the Lipschitz constant of all."""
-        inverted = [isinstance(block, InverseBlock) for block in self._blocks]
-        if not any(inverted):
-            return None
         # While training power iteration keeps the spectral norms converged; what is evaluated is certified.
-        L = max(net.bound() if self.training else net.lipschitz() for net in self._nets)
+        if self.training or self._inverted_in_training is None:
+            return self._inverted_in_training
+        L = max(net.lipschitz() for net in self._nets)
         if not L < 1:
             raise InverseError(f"a block's Lipschitz constant is {L:.6g}, so that it has no certified inverse")
-        return Inverted(inverted, L)
+        return Inverted(self._inverted_in_training.blocks, L)
+
+    @functools.cached_property
+    def _inverted_in_training(self) -> Inverted | None:
+        inverted = [isinstance(block, InverseBlock) for block in self._blocks]
+        return Inverted(inverted, max(net.bound() for net in self._nets)) if any(inverted) else None
 
     @functools.cached_property
     def _blocks(self) -> list[ResidualBlock]:
@@ -162,6 +162,15 @@ class FlowOfBlocks(Flow):
     @functools.cached_property
     def _nets(self) -> list[LipschitzNet]:
         return [block.net for block in self._blocks]
+
+    @functools.cached_property
+    def _layers(self) -> list[list[LipschitzLinear]]:
+        """The first layers of all networks, then their second ones, and so on."""
+        return [list(layers) for layers in zip(*(net.layers for net in self._nets), strict=True)]
+
+    @functools.cached_property
+    def _norms(self) -> list[ActNorm]:
+        return [bijection for bijection in self.bijections if isinstance(bijection, ActNorm)]
 
 
 class ResidualFlow(FlowOfBlocks):

@@ -114,8 +114,7 @@ class Together:
 
     def zero_grad(self) -> None:
         """Set the gradients to zero in place: see :func:`~flows.stacks.stack_parameters`."""
-        for optimizer in self.optimizers:
-            optimizer.zero_grad(set_to_none=False)
+        torch._foreach_zero_([parameter.grad for group in self.param_groups for parameter in group["params"]])
 
     def step(self) -> None:
         for optimizer in self.optimizers:
