@@ -30,7 +30,7 @@ class ImplicitFlow(FlowOfBlocks):
         estimator: of the log-determinants, while training.
         blocks: number of blocks, of two networks each.
         width: units of a hidden layer.
-        depth: hidden layers of a network; 2 makes d-w-w-d.
+        depth: hidden layers of a network; 3 makes d-w-w-w-d.
         activation: see `flows/activations`.
         coeff: c, the bound on the largest singular value of every layer.
         actnorm: whether ActNorm stands between the blocks.
@@ -42,8 +42,8 @@ class ImplicitFlow(FlowOfBlocks):
         dimensions: int,
         estimator: LogDetEstimator,
         blocks: Annotated[int, Range(ge=1)] = 8,
-        width: Annotated[int, Range(ge=1)] = 32,
-        depth: Annotated[int, Range(ge=1)] = 2,
+        width: Annotated[int, Range(ge=1)] = 16,
+        depth: Annotated[int, Range(ge=1)] = 3,
         activation: Annotated[str, OneOf(activation_names)] = "fourier",
         coeff: Annotated[float, Range(gt=0, lt=1)] = 0.99,
         actnorm: bool = True,
