@@ -193,6 +193,9 @@ def draw(path: Path, curves: Mapping[str, Mapping[str, list[Curve]]], seconds: f
                 axes.plot(times, np.maximum(values, 1e-4), color=COLORS[name], linewidth=1.4,
                           label=name if number == 0 else None)  # fmt: skip
         axes.set(xscale="log", yscale="log", title=data, xlabel="seconds of training")
+        ticks = seconds * np.array([0.05, 0.2, 0.5, 1])
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.set_xticks([], minor=True)
         axes.grid(alpha=0.25, which="both", linewidth=0.4)
         axes.tick_params(labelsize=7)
         if index == 0:
