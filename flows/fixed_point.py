@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flows.bijection import InverseError
 from flows.estimators.exact import inverse_plus_identity
-from flows.estimators.jacobian import by_products
+from flows.estimators.jacobian import VjpJacobian
 from flows.lipschitz import LipschitzNet, NormalizedNet
 from flows.precision import widened
 
@@ -168,7 +168,7 @@ class _ImplicitGradient(torch.autograd.Function):
 
 def _neumann(g_of: NormalizedNet, L: float, x: Tensor, w: Tensor) -> Tensor:
     r""":math:`w^T (I + J)^{-1} = \sum_k (-1)^k w^T J^k`, shapes (batch, d), to the rounding of its numbers."""
-    jacobian, power, total = by_products(g_of, x), w.unsqueeze(1), w
+    jacobian, power, total = VjpJacobian(g_of, x), w.unsqueeze(1), w
     for _ in range(math.ceil(math.log(torch.finfo(w.dtype).eps * (1 - L)) / math.log(L))):
         power = -jacobian.vecmat(power, differentiable=False)
         total = total + power.squeeze(1)

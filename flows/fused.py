@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flows.activations import Activation
 
-__all__ = ["backward", "compile_passes", "forward", "value_and_jacobian", "value_and_tangents"]
+__all__ = ["backward", "compile_passes", "forward", "value_and_jacobian"]
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 
@@ -24,66 +24,48 @@ def value_and_jacobian(x: Tensor, layers: Layers, activations: Sequence[Activati
 
     Differentiable once, by `x`, the layers' weights and biases and the activations' parameters.
     """
-    g, columns = _apply(x, None, layers, activations)
-    return g, columns.permute(1, 2, 0)
-
-
-def value_and_tangents(
-    x: Tensor, v: Tensor, layers: Layers, activations: Sequence[Activation]
-) -> tuple[Tensor, Tensor]:
-    """As :func:`value_and_jacobian`, but J v instead of J, both of shape (batch, k, d); v is a constant."""
-    g, tangents = _apply(x, v.transpose(0, 1).contiguous(), layers, activations)
-    return g, tangents.transpose(0, 1)
-
-
-def _apply(x: Tensor, v: Tensor | None, layers: Layers, activations: Sequence[Activation]) -> tuple[Tensor, Tensor]:
     parameters = [parameter for activation in activations for parameter in activation.parameters()]
-    return _ValueAndTangents.apply(activations, v, x, *(tensor for layer in layers for tensor in layer), *parameters)
+    return _ValueAndJacobian.apply(activations, x, *(tensor for layer in layers for tensor in layer), *parameters)
 
 
-class _ValueAndTangents(torch.autograd.Function):
+class _ValueAndJacobian(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, activations: Sequence[Activation], v: Tensor | None, x: Tensor, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, activations: Sequence[Activation], x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         pairs = tensors[: 2 * (len(activations) + 1)]
-        g, tangents, kept = _passes[0](x, v, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
+        g, J, kept = _passes[0](x, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
         ctx.activations = activations
-        ctx.save_for_backward(x, v, *pairs[::2], *kept)
-        return g, tangents
+        ctx.save_for_backward(x, *pairs[::2], *kept)
+        return g, J
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, by_g: Tensor, by_tangents: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_g: Tensor, grad_J: Tensor) -> tuple[Tensor | None, ...]:
         n_layers = len(ctx.activations) + 1
-        x, v, *saved = ctx.saved_tensors
-        return None, None, *_passes[1](x, v, saved[:n_layers], ctx.activations, saved[n_layers:], by_g, by_tangents)
+        x, *saved = ctx.saved_tensors
+        return None, *_passes[1](x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
 
 
-# In every layer the value and k tangents, J v for k vectors v of each sample, are stacked, shape (1 + k, batch, width),
-# so that one product serves all. Without v they are the unit vectors, and the tangents the columns of J. What enters an
-# activation is kept for the backward pass; what leaves it, made again there, is not: memory costs more than arithmetic.
+# In every layer the value and d tangents, the columns of J, are stacked, shape (1 + d, batch, width), so that one
+# product serves all. What enters an activation is kept for the backward pass; what leaves it, made again there, is not:
+# memory costs more than arithmetic.
 
 
-def forward(
-    x: Tensor, v: Tensor | None, layers: Layers, activations: Sequence[Activation]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Return g(x), J v, shape (k, batch, d) like `v`, and what `backward` needs to be given; no graph of it is made."""
+def forward(x: Tensor, layers: Layers, activations: Sequence[Activation]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return g(x), J, and what `backward` needs to be given; no graph is recorded of it."""
     (weight, bias), *others = layers
     a = torch.addmm(bias, x, weight.T)
-    # (k, batch, width), or (d, 1, width): the unit vectors' are the same for every sample.
-    tangents = weight.T.contiguous().unsqueeze(1) if v is None else torch.matmul(v, weight.T)
+    tangents = weight.T.contiguous().unsqueeze(1)  # (d, 1, width): the same for every sample
     kept = []
     for activation, (weight, bias) in zip(activations, others, strict=True):
         kept += [a, tangents]
         stacked, _ = _activate(activation, a, tangents)
         output = torch.mm(stacked.flatten(0, 1), weight.T).unflatten(0, stacked.shape[:2])
         a, tangents = output[0].add_(bias), output[1:]
-    return a.clone(), tangents.clone(), kept
+    return a.clone(), tangents.permute(1, 2, 0).contiguous(), kept
 
 
 def _activate(activation: Activation, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-    """An activation's value and tangents, (1 + k, batch, units * width), and slope, (batch, units * width)."""
+    """An activation's value and tangents, (1 + d, batch, units * width), and slope, (batch, units * width)."""
     h, slope = activation.value_and_derivative(a)
     columns = (slope.view(len(a), activation.expansion, -1) * tangents.unsqueeze(2)).flatten(2)
     return torch.cat([h.unsqueeze(0), columns]), slope
@@ -91,22 +73,21 @@ def _activate(activation: Activation, a: Tensor, tangents: Tensor) -> tuple[Tens
 
 def backward(
     x: Tensor,
-    v: Tensor | None,
     weights: Sequence[Tensor],
     activations: Sequence[Activation],
     kept: Sequence[Tensor],
-    by_g: Tensor,
-    by_tangents: Tensor,
+    grad_g: Tensor,
+    grad_J: Tensor,
 ) -> list[Tensor | None]:
     """Return the gradients by `x`, by weight and bias of every layer, and by every activation's parameters.
 
     Args:
         kept: from `forward`.
-        by_g: gradient by g(x), shape (batch, d).
-        by_tangents: gradient by J v, shape (k, batch, d).
+        grad_g: gradient by g(x), shape (batch, d).
+        grad_J: gradient by J, shape (batch, d, d).
     """
-    k, batch, _ = by_tangents.shape
-    grad = torch.cat([by_g.unsqueeze(0), by_tangents])
+    batch, d = x.shape
+    grad = torch.cat([grad_g.unsqueeze(0), grad_J.permute(2, 0, 1)])
     by_layers: list[Tensor] = []  # from the last layer to the first: bias, weight, bias, weight, ...
     by_parameters: list[Tensor | None] = []
     for index in reversed(range(len(activations))):
@@ -116,15 +97,15 @@ def backward(
         stacked, slope = _activate(activation, a, tangents)
         rows = grad.view(-1, weight.shape[0])
         by_layers += [grad[0].sum(0), torch.mm(rows.T, stacked.view(-1, units * width))]
-        grad = torch.mm(rows, weight).view(1 + k, batch, units * width)
-        by_h, by_columns = grad[0], grad[1:].view(k, batch, units, width)
+        grad = torch.mm(rows, weight).view(1 + d, batch, units * width)
+        by_h, by_columns = grad[0], grad[1:].view(d, batch, units, width)
         by_slope = (by_columns * tangents.unsqueeze(2)).sum(0).flatten(1)
         by_columns.mul_(slope.view(batch, units, width))
         by_a, found = activation.pullback(a, slope, by_h, by_slope)
         grad = torch.cat([by_a.unsqueeze(0), by_columns.sum(2)])
         by_parameters = [*found, *by_parameters]
-    by_first = grad[1:].sum(1).T if v is None else torch.mm(grad[1:].flatten(0, 1).T, v.flatten(0, 1))
-    by_layers += [grad[0].sum(0), torch.addmm(by_first, grad[0].T, x)]
+    # The first layer's tangents are its own columns, the same for every sample.
+    by_layers += [grad[0].sum(0), torch.addmm(grad[1:].sum(1).T, grad[0].T, x)]
     return [torch.mm(grad[0], weights[0]), *reversed(by_layers), *by_parameters]
 
 

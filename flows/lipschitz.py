@@ -308,27 +308,15 @@ class NormalizedMLP(NormalizedNet):
             return z - x, jacobians[0]
         if to_learn:
             return fused.value_and_jacobian(x, self.weights, self.activations)
-        # (d, 1, width): the same for every sample
-        g, columns = self._carry(x, self.weights[0][0].mT.unsqueeze(1))
-        return g, columns.expand(-1, x.shape[0], -1).permute(1, 2, 0)
-
-    def forward_with_tangents(self, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g(x), shape (batch, d), and J v of every v, a constant, shapes (batch, k, d)."""
-        if self.fused and torch.is_grad_enabled():
-            return fused.value_and_tangents(x, v, self.weights, self.activations)
-        g, Jv = self._carry(x, functional.linear(v.transpose(0, 1), self.weights[0][0]))
-        return g, Jv.transpose(0, 1)
-
-    def _carry(self, x: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
-        """g(x) and its tangents, shape (k, batch, d), from those behind the first weight, (k, batch or 1, width)."""
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
+        tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
         for activation, (weight, bias) in zip(self.activations, others, strict=True):
             value, slope = activation.value_and_derivative(h)
             units = (activation.expansion, h.shape[1])  # each unit of h is as many of the activation's values
             h = functional.linear(value, weight, bias)
             tangents = functional.linear((slope.unflatten(1, units) * tangents.unsqueeze(2)).flatten(2), weight)
-        return h, tangents
+        return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return g(x), shape (batch, d), and the map w -> w^T J(x), of shape (batch, k, d), J never formed.

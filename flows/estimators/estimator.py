@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from flows.estimators.jacobian import DenseJacobian, Jacobian, by_products
+from flows.estimators.jacobian import DenseJacobian, Jacobian, VjpJacobian
 
 __all__ = ["JacobianMode", "LogDetEstimator", "Noise", "ResidualNet", "join"]
 
@@ -32,8 +32,7 @@ class ResidualNet(Protocol):
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return g(x), shape (batch, d), and J, shape (batch, d, d). Not needed for `jacobian=vjp`.
 
-        Two more save time there: `linearize(x)`, which returns g(x) and the map w -> w^T J of shape (batch, k, d), and
-        `forward_with_tangents(x, v)`, which returns g(x) and J v, of the shape of v, (batch, k, d).
+        Nor is `linearize(x)`, which returns g(x) and the map w -> w^T J of shape (batch, k, d): it saves time there.
         """
 
 
@@ -87,7 +86,7 @@ class LogDetEstimator(abc.ABC):
         if self.is_dense(x):
             g, J = net.forward_with_jacobian(x)
             return g, self.from_matrix(J, noise)
-        jacobian = by_products(net, x)
+        jacobian = VjpJacobian(net, x)
         log_det = self.log_det(jacobian, self.draw_noise(x) if noise is None else noise)
         return jacobian.value, log_det if torch.is_grad_enabled() else log_det.detach()
 

@@ -92,7 +92,7 @@ class PowerSeries(LogDetEstimator):
             return self._estimate(jacobian, noise, differentiable=self.gradient == "series")[0]
         estimate, row = self._estimate(jacobian, noise, differentiable=False)
         # Only this product has a graph.
-        surrogate = jacobian.bilinear(row, noise.probes)
+        surrogate = (jacobian.vecmat(row, differentiable=True) * noise.probes).sum((1, 2))
         return surrogate + (estimate - surrogate).detach()  # the value of the estimate, the gradient of the surrogate
 
     def _estimate(self, jacobian: Jacobian, noise: Noise, differentiable: bool) -> tuple[Tensor, Tensor]:
