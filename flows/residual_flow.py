@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -62,12 +63,17 @@ class FlowOfBlocks(Flow):
             net.compiled = True
         return None
 
+    def threads(self) -> contextlib.AbstractContextManager[None]:
+        # A step by products is torch's own operations: it needs the threads.
+        by_products = self.training and not self.estimator.is_dense(self.dimensions)
+        return contextlib.nullcontext() if by_products else super().threads()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
             # A graph of the compiled chain would be differentiable only once.
             return self._evaluate(x) if self.compiled and not torch.is_grad_enabled() else super().forward(x)
         noises = [self.estimator.draw_noise(x) for _ in self._nets]
-        if not self.estimator.is_dense(x):
+        if not self.estimator.is_dense(self.dimensions):
             return self._forward_by_products(x, noises)
         z, jacobians, others = self._carry(x)
         return z, self._log_det(jacobians, self.estimator, noises) + others

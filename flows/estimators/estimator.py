@@ -83,7 +83,7 @@ class LogDetEstimator(abc.ABC):
 
         The value of the second is the estimate of the log-determinant, whatever construction supplies its gradient.
         """
-        if self.is_dense(x):
+        if self.is_dense(x.shape[1]):
             g, J = net.forward_with_jacobian(x)
             return g, self.from_matrix(J, noise)
         jacobian = VjpJacobian(net, x)
@@ -94,6 +94,6 @@ class LogDetEstimator(abc.ABC):
         """Return the estimate of log det(I + J), shapes (batch, d, d) to (batch,), where J is at hand."""
         return self.log_det(DenseJacobian(J), self.draw_noise(J[:, 0]) if noise is None else noise)
 
-    def is_dense(self, x: Tensor) -> bool:
-        """Whether J at `x`, shape (batch, d), is held as a matrix."""
-        return self.jacobian == "dense" or (self.jacobian == "auto" and x.shape[1] <= LARGEST_DENSE_DIMENSION)
+    def is_dense(self, dimensions: int) -> bool:
+        """Whether J, d x d, d = `dimensions`, is held as a matrix."""
+        return self.jacobian == "dense" or (self.jacobian == "auto" and dimensions <= LARGEST_DENSE_DIMENSION)

@@ -76,7 +76,7 @@ class PowerSeries(LogDetEstimator):
         return Noise(probes, self.draw_orders(x.shape[0]))
 
     def __call__(self, net: ResidualNet, x: Tensor, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
-        if self.memory == "saving" and torch.is_grad_enabled() and not self.is_dense(x):
+        if self.memory == "saving" and torch.is_grad_enabled() and not self.is_dense(x.shape[1]):
             return _BackwardInForward.apply(
                 self, net, self.draw_noise(x) if noise is None else noise, x, *net.parameters()
             )
