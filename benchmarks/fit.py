@@ -36,6 +36,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 DENSITIES = ("moons", "circles", "rings", "checkerboard", "8gaussians")
 CHUNK = 4096
 EPOCH = 100  # batches drawn at a time
+Curve = list[tuple[float, float]]  # of (seconds, KL in nats)
 COLORS = {"ours": "#b5367a", "normflows residual flow": "#2a788e", "zuko spline flow": "#e08214", "zuko CNF": "0.5"}
 
 
@@ -149,9 +150,6 @@ CONTESTANTS = {"ours": ours, "normflows residual flow": normflows_flow, "zuko sp
 
 def _cosine(done: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-Curve = list[tuple[float, float]]  # of (seconds, KL in nats)
 
 
 def compete(run: tuple[str, str, int], seconds: float, looks: int, held_out: int) -> Curve:

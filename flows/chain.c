@@ -53,7 +53,8 @@ enum { MANTISSA = 23 };
 #endif
 
 INLINE void sine_and_cosine(real a, real *sine, real *cosine) {
-    /* a = k pi / 2 + r with |r| <= pi / 4. Coefficients of fdlibm for double, of Cephes for float. */
+    /* a = k pi / 2 + r with |r| <= pi / 4, in float for |a| up to some millions. Coefficients of fdlibm for double, of
+     * Cephes for float. */
     real shifted = a * (real)0.63661977236758134308 + ROUNDER, k = shifted - ROUNDER;
 #ifdef DOUBLE
     real r = a - k * 1.57079632673412561417e+00 - k * 6.07710050630396597660e-11 - k * 2.02226624879595063154e-21, q = r * r;

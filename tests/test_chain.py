@@ -116,8 +116,9 @@ def test_the_same_noise_gives_the_same_estimate(
         torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-12)
 
 
-def test_float32_is_as_close_as_plain_operations_are() -> None:
-    flow, x = make(Exact(), activation="lipswish", width=64)
+@pytest.mark.parametrize("activation", activation_names())
+def test_float32_is_as_close_as_plain_operations_are(activation: str) -> None:
+    flow, x = make(Exact(), activation=activation, width=64)
     exact = value_and_gradients(flow, x)
     plain, compiled = (value_and_gradients(each, x.float()) for each in (flow.float(), compiled_copy(flow)))
     for a, b, truth in zip(compiled, plain, exact, strict=True):
