@@ -74,20 +74,31 @@ INLINE void sine_and_cosine(real a, real *sine, real *cosine) {
     *cosine = real_of(bits_of(quadrant & 1 ? s : c) ^ (bits)((uint64_t)((quadrant + 1) & 2) << TO_SIGN));
 }
 
-INLINE real exponential(real a) {
-    /* a = n ln 2 + r with |r| <= ln 2 / 2; e^r by its Taylor series, 2^n through the exponent's bits. */
+/* Where e^a is cut off. Not constant: gcc would compute e^a at both ends beforehand, and choose among three results instead
+ * of two numbers, which takes longer. */
 #ifdef DOUBLE
-    const real low = -708, high = 709;
-    enum { DEGREE = 13 };
+real smallest = -708, largest = 709;
 #else
-    const real low = -87, high = 88;
-    enum { DEGREE = 7 };
+real smallest = -87, largest = 88;
 #endif
-    a = a < low ? low : a > high ? high : a;
+
+/* e^r for |r| <= ln 2 / 2, from the highest power to the lowest: Taylor's coefficients for double, those of Cephes for float. */
+#ifdef DOUBLE
+static const real POWERS[] = {
+    1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040, 1. / 720, 1. / 120,
+    1. / 24, 1. / 6, 1. / 2, 1, 1};
+#else
+static const real POWERS[] = {
+    1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1, 1};
+#endif
+
+INLINE real exponential(real a) {
+    /* a = n ln 2 + r; 2^n through the exponent's bits. */
+    a = a < smallest ? smallest : a;
+    a = a > largest ? largest : a;
     real shifted = a * (real)1.44269504088896340736 + ROUNDER, n = shifted - ROUNDER;
-    real r = a - n * (real)6.93359375e-1 + n * (real)2.12194440054690583e-4;
-    real sum = 1;
-    for (int k = DEGREE; k > 0; k--) sum = 1 + r * sum * ((real)1 / k);
+    real r = a - n * (real)6.93359375e-1 + n * (real)2.12194440054690583e-4, sum = POWERS[0];
+    for (unsigned k = 1; k < sizeof POWERS / sizeof *POWERS; k++) sum = sum * r + POWERS[k];
     return sum * real_of(bits_of(1) + (bits)((uint64_t)bits_of(shifted) << MANTISSA));
 }
 
@@ -300,22 +311,28 @@ static void first_layer(const Chain *chain, int n, Work *work) {
         }
 }
 
-/* Where tangent j of sample r is, of what enters the activation of `layer`: PANEL numbers. */
-INLINE const real *tangent(const Work *work, int layer, int wide, int rows, int n, int panel, int j, int r) {
-    return layer ? work->pre[layer] + (ptrdiff_t)panel * rows + ((1 + j) * n + r) * PANEL
-                 : work->weights.first + j * wide + panel;
+/* The tangents of what enters an activation, of one panel: where tangent j of sample r is. */
+typedef struct { const real *first; ptrdiff_t next, below; } Tangents;
+
+INLINE Tangents tangents_of(const Work *work, int layer, int wide, int rows, int n, int panel) {
+    if (layer) return (Tangents){work->pre[layer] + (ptrdiff_t)panel * rows + n * PANEL, n * PANEL, PANEL};
+    return (Tangents){work->weights.first + panel, wide, 0};
 }
+
+INLINE const real *tangent(Tangents all, int j, int r) { return all.first + j * all.next + r * all.below; }
 
 /* post = phi(pre[layer]): h for the values, s times the tangent for the tangents. Leaves `slopes`, if there are any. */
 static void activate(const Chain *chain, int block, int layer, int n, Work *work) {
-    int wide = padded(chain->width), rows = whole_tiles(work->stacked * n);
+    int wide = padded(chain->width), tangents = work->stacked - 1, rows = whole_tiles(work->stacked * n);
     real p = chain->parameter[block * chain->depth + layer];
-    for (int panel = 0; panel < wide; panel += PANEL)
-        for (int r = 0; r < n; r++) {
-            const real *a = work->pre[layer] + (ptrdiff_t)panel * (layer ? rows : n) + r * PANEL;
+    for (int panel = 0; panel < wide; panel += PANEL) {
+        const real *a = work->pre[layer] + (ptrdiff_t)panel * (layer ? rows : n);
+        Slopes *slopes = work->slopes ? (Slopes *)work->slopes + panel / PANEL * n : NULL;
+        Tangents along = tangents_of(work, layer, wide, rows, n, panel);
+        real *post = work->post + (ptrdiff_t)panel * rows;
+        for (int r = 0; r < n; r++, a += PANEL) {
             real h[UNITS][PANEL], s[UNITS][PANEL];
-            if (work->slopes) {
-                Slopes *slopes = (Slopes *)work->slopes + panel / PANEL * n + r;
+            if (slopes) {
                 EACH_LANE {
                     Activated phi = activated(a[t], p);
                     for (int u = 0; u < UNITS; u++) {
@@ -323,20 +340,20 @@ static void activate(const Chain *chain, int block, int layer, int n, Work *work
                         slopes->h_by_p[u][t] = phi.h_by_p[u], slopes->s_by_p[u][t] = phi.s_by_p[u];
                     }
                 }
+                slopes++;
             } else
                 EACH_LANE {
                     Activated phi = activated(a[t], p);
                     for (int u = 0; u < UNITS; u++) h[u][t] = phi.h[u], s[u][t] = phi.s[u];
                 }
             for (int u = 0; u < UNITS; u++) {
-                real *to = work->post + (ptrdiff_t)(u * wide + panel) * rows + r * PANEL;
+                real *to = post + (ptrdiff_t)u * wide * rows + r * PANEL;
                 EACH_VECTOR store(to + t, load(h[u] + t));
-                for (int j = 0; j < work->stacked - 1; j++) {
-                    const real *from = tangent(work, layer, wide, rows, n, panel, j, r);
-                    EACH_VECTOR store(to + (1 + j) * n * PANEL + t, load(s[u] + t) * load(from + t));
-                }
+                for (int j = 0; j < tangents; j++)
+                    EACH_VECTOR store(to + (1 + j) * n * PANEL + t, load(s[u] + t) * load(tangent(along, j, r) + t));
             }
         }
+    }
 }
 
 /* out = W post, of the last layer; the bias is added to the values. */
@@ -569,17 +586,18 @@ int newton(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t 
 /* From by_post to by_pre, through the activation of `layer`, the one that was made last; returns the gradient by its
  * parameter. */
 static real pull_back(const Chain *chain, int layer, int n, Work *work) {
-    int wide = padded(chain->width), rows = whole_tiles(work->stacked * n);
-    real by_p[PANEL] = {0};
-    for (int panel = 0; panel < wide; panel += PANEL)
-        for (int r = 0; r < n; r++) {
-            const Slopes *slopes = (const Slopes *)work->slopes + panel / PANEL * n + r;
-            const real *by_h = work->by_post + (ptrdiff_t)panel * rows + r * PANEL;
-            real *by_a = work->by_pre + (ptrdiff_t)panel * rows + r * PANEL;
-            const ptrdiff_t unit = (ptrdiff_t)wide * rows, next = (ptrdiff_t)n * PANEL;
+    int wide = padded(chain->width), tangents = work->stacked - 1, rows = whole_tiles(work->stacked * n);
+    const ptrdiff_t unit = (ptrdiff_t)wide * rows, next = (ptrdiff_t)n * PANEL;
+    Row by_p = {{0}};
+    for (int panel = 0; panel < wide; panel += PANEL) {
+        const Slopes *slopes = (const Slopes *)work->slopes + panel / PANEL * n;
+        const real *by_h = work->by_post + (ptrdiff_t)panel * rows;
+        real *by_a = work->by_pre + (ptrdiff_t)panel * rows;
+        Tangents all = tangents_of(work, layer, wide, rows, n, panel);
+        for (int r = 0; r < n; r++, slopes++, by_h += PANEL, by_a += PANEL) {
             Row by_s[UNITS] = {{{0}}}, sum = {{0}};
-            for (int j = 0; j < work->stacked - 1; j++) {
-                const real *along = tangent(work, layer, wide, rows, n, panel, j, r);
+            for (int j = 0; j < tangents; j++) {
+                const real *along = tangent(all, j, r);
                 Row sums = {{0}};
                 for (int u = 0; u < UNITS; u++) {
                     const real *by_column = by_h + u * unit + (1 + j) * next;
@@ -594,14 +612,12 @@ static real pull_back(const Chain *chain, int layer, int n, Work *work) {
                 EACH_VECTOR {
                     vector by_value = load(by_h + u * unit + t);
                     sum[v] += by_value * load(slopes->s[u] + t) + by_s[u][v] * load(slopes->c[u] + t);
-                    vector of_p = by_value * load(slopes->h_by_p[u] + t) + by_s[u][v] * load(slopes->s_by_p[u] + t);
-                    store(by_p + t, load(by_p + t) + of_p);
+                    by_p[v] += by_value * load(slopes->h_by_p[u] + t) + by_s[u][v] * load(slopes->s_by_p[u] + t);
                 }
             EACH_VECTOR store(by_a + t, sum[v]);
         }
-    real total = 0;
-    for (int t = 0; t < PANEL; t++) total += by_p[t];
-    return total;
+    }
+    return sum_of(by_p);
 }
 
 /* Adds the gradient by the last layer and sets by_post, from the gradient by `out`. */
