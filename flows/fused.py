@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flows.activations import Activation
 
-__all__ = ["backward", "compile_passes", "forward", "value_and_jacobian"]
+__all__ = ["activate", "backward", "compile_passes", "forward", "value_and_jacobian"]
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 
@@ -43,6 +43,26 @@ class _ValueAndJacobian(torch.autograd.Function):
         n_layers = len(ctx.activations) + 1
         x, *saved = ctx.saved_tensors
         return None, *_passes[1](x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
+
+
+def activate(activation: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
+    """`activation.value_and_derivative(a)` as one autograd node, differentiable once."""
+    return _Activate.apply(activation, a, *activation.parameters())
+
+
+class _Activate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: Activation, a: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
+        value, slope = activation.value_and_derivative(a)
+        ctx.activation = activation
+        ctx.save_for_backward(a, slope)
+        return value, slope
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> tuple[Tensor | None, ...]:
+        by_a, by_parameters = ctx.activation.pullback(*ctx.saved_tensors, grad_value, grad_slope)
+        return None, by_a, *by_parameters
 
 
 # In every layer the value and d tangents, the columns of J, are stacked, shape (1 + d, batch, width), so that one

@@ -321,19 +321,22 @@ class NormalizedMLP(NormalizedNet):
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Return g(x), shape (batch, d), and the map w -> w^T J(x), of shape (batch, k, d), J never formed.
 
-        The slopes of the activations are computed once, for all products. Differentiable throughout.
+        The slopes of the activations are computed once, for all products. Differentiable, once where `fused`.
         """
+        once = self.fused and torch.is_grad_enabled()
+        activate = fused.activate if once else type(self.activations[0]).value_and_derivative
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         slopes = []
         for activation, (weight, bias) in zip(self.activations, others, strict=True):
-            value, slope = activation.value_and_derivative(h)
+            value, slope = activate(activation, h)
             slopes.append(slope.unflatten(1, (activation.expansion, -1)).unsqueeze(1))
             h = functional.linear(value, weight, bias)
 
         def vecmat(w: Tensor) -> Tensor:
             for (weight, _), slope in zip(reversed(others), reversed(slopes), strict=True):
-                w = (torch.matmul(w, weight).unflatten(2, slope.shape[2:]) * slope).sum(2)
+                w = torch.matmul(w, weight).unflatten(2, slope.shape[2:]) * slope
+                w = w.sum(2) if w.shape[2] > 1 else w.squeeze(2)  # a sum of one would copy it twice
             return torch.matmul(w, first)
 
         return h, vecmat

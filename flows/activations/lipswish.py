@@ -39,10 +39,12 @@ class LipSwish(Activation):
         return x * torch.sigmoid(functional.softplus(self.raw_beta) * x) * SCALE
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        u = functional.softplus(self.raw_beta) * x
-        gate = torch.sigmoid(u)
-        swish = u * gate
-        return x * gate * SCALE, torch.addcmul(gate + swish, swish, gate, value=-1) * SCALE
+        beta = functional.softplus(self.raw_beta)
+        gate = torch.sigmoid(beta * x)
+        scaled = gate * SCALE
+        value = x * scaled
+        swish = beta * value
+        return value, torch.addcmul(scaled + swish, swish, gate, value=-1)
 
     def pullback(
         self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
