@@ -436,6 +436,14 @@ static void invert(int d, real *M) {
     }
 }
 
+/* b = M a. */
+static void multiply(int d, const real *M, const real *a, real *b) {
+    for (int i = 0; i < d; i++) {
+        b[i] = 0;
+        for (int j = 0; j < d; j++) b[i] += M[i * d + j] * a[j];
+    }
+}
+
 /* M = (I + J)^-1 of sample r, from the `n` that evaluate_block left in work->out. */
 static void invert_jacobian(int d, int n, int r, const Work *work, real *M) {
     for (int i = 0; i < d; i++)
@@ -466,7 +474,7 @@ static real residual_of(int d, const real *y, const real *x, const real *g, real
  * Returns 0 if a residual does not come down. */
 static int solve_block(const Chain *chain, int block, int n, Work *work) {
     int d = chain->d, active[n], left = 0;
-    real y[n * d], x[n * d], fallback[n * d], limit[n], residual[d], M[d * d], enough = NEARLY_SOLVED;
+    real y[n * d], x[n * d], fallback[n * d], limit[n], residual[d], step[d], M[d * d], enough = NEARLY_SOLVED;
     memcpy(y, work->x, sizeof y), memcpy(x, work->x, sizeof x);
     for (int s = 0; s < n; s++) {
         int finite = 1;
@@ -489,10 +497,9 @@ static int solve_block(const Chain *chain, int block, int n, Work *work) {
                 real norm = residual_of(d, y + s * d, here, work->out + k * d, residual);
                 int accepted = norm <= limit[s];
                 invert_jacobian(d, left, k, work, M);
+                multiply(d, M, residual, step);
                 for (int i = 0; i < d; i++) {
-                    real step = 0;
-                    for (int j = 0; j < d; j++) step += M[i * d + j] * residual[j];
-                    x[s * d + i] = accepted ? here[i] + step : fallback[s * d + i];
+                    x[s * d + i] = accepted ? here[i] + step[i] : fallback[s * d + i];
                     fallback[s * d + i] = here[i] + residual[i];
                 }
                 limit[s] = accepted ? chain->lipschitz * norm : INFINITY;
@@ -551,33 +558,63 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
     return 1;
 }
 
-/* `steps` Newton steps from x = z towards x + g(x) = z, g of a chain of one block; its affine map is not used.
+/* From x = z towards x + g(x) = z, g of a chain of one block, whose affine map is not used: a Newton step, then steps of
+ * Broyden's method, which need no Jacobian. A sample stops where a step does not shrink its residual, and after `steps`, or
+ * where the residual is `enough`, with one step more, which then costs nothing.
  *   z, x      (batch, d)
- *   inverse   (batch, d, d): (I + J)^-1 as it was at the last step
+ *   inverse   (batch, d, d): (I + J)^-1, roughly
  * Returns 0 if there is no memory. */
-int newton(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, int steps, const real *z, real *x,
-           real *inverse) {
+int approach(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, int steps, double enough,
+             const real *z, real *x, real *inverse) {
     int d = chain->d;
     Arena arena;
     Work work;
     (void)batch;
     if (!begin_work(chain, chunk, 0, &arena, &work)) return 0;
-    work.stacked = 1 + d;
     pack(chain, 0, &work.weights);
     for (int64_t start = begin; start < end; start += chunk) {
-        int n = end - start < chunk ? end - start : chunk;
-        memcpy(work.x, z + start * d, sizeof(real) * n * d);
-        for (int step = 0; step < steps; step++) {
-            evaluate_block(chain, 0, n, &work);
-            for (int r = 0; r < n; r++) {
-                real *M = inverse + (start + r) * d * d, *here = work.x + r * d, residual[d];
-                invert_jacobian(d, n, r, &work, M);
-                residual_of(d, z + (start + r) * d, here, work.out + r * d, residual);
-                for (int i = 0; i < d; i++)
-                    for (int j = 0; j < d; j++) here[i] += M[i * d + j] * residual[j];
-            }
+        int n = end - start < chunk ? end - start : chunk, active[n], left = n;
+        const real *to = z + start * d;
+        real *here = x + start * d, *inverses = inverse + start * d * d, step[n * d], last[n], residual[d], chord[d], row[d];
+        memcpy(work.x, to, sizeof step);
+        memcpy(here, to, sizeof step);
+        work.stacked = 1 + d;
+        evaluate_block(chain, 0, n, &work);
+        for (int s = 0; s < n; s++) {
+            invert_jacobian(d, n, s, &work, inverses + s * d * d);
+            last[s] = residual_of(d, to + s * d, here + s * d, work.out + s * d, residual);
+            multiply(d, inverses + s * d * d, residual, step + s * d);
+            active[s] = s;
         }
-        memcpy(x + start * d, work.x, sizeof(real) * n * d);
+        work.stacked = 1;
+        for (int k = 1; left && k <= steps; k++) {
+            for (int a = 0; a < left; a++)
+                for (int i = 0; i < d; i++) work.x[a * d + i] = here[active[a] * d + i] + step[active[a] * d + i];
+            evaluate_block(chain, 0, left, &work);
+            int others = 0;
+            for (int a = 0; a < left; a++) {
+                int s = active[a];
+                real *M = inverses + s * d * d, *along = step + s * d, square = 0, remainder = 0;
+                real norm = residual_of(d, to + s * d, work.x + a * d, work.out + a * d, residual);
+                if (!(norm < last[s])) continue;
+                last[s] = norm;
+                memcpy(here + s * d, work.x + a * d, sizeof(real) * d);
+                multiply(d, M, residual, chord);
+                for (int i = 0; i < d; i++) square += along[i] * along[i], remainder += along[i] * (along[i] - chord[i]);
+                if (!(remainder > 0)) continue;
+                for (int j = 0; j < d; j++) {
+                    row[j] = 0;
+                    for (int i = 0; i < d; i++) row[j] += along[i] * M[i * d + j];
+                }
+                for (int i = 0; i < d; i++) {
+                    for (int j = 0; j < d; j++) M[i * d + j] += chord[i] * row[j] / remainder;
+                    along[i] = chord[i] * (square / remainder); /* M residual */
+                }
+                if (k < steps && norm > enough) active[others++] = s;
+                else for (int i = 0; i < d; i++) here[s * d + i] += along[i];
+            }
+            left = others;
+        }
     }
     end_work(&arena, &work);
     return 1;

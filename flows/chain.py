@@ -22,7 +22,7 @@ from flows.activations import Activation
 from flows.bijection import InverseError
 from flows.compiled import CompileError, in_threads, library, shares
 
-__all__ = ["ChainWeights", "Inverted", "library_of", "newton_through_chain", "through_chain", "values_through_chain"]
+__all__ = ["ChainWeights", "Inverted", "approach_through_chain", "library_of", "through_chain", "values_through_chain"]
 
 SOURCE = Path(__file__).with_name("chain.c")
 WORK = 1_500_000  # samples times a block's width squared, of all blocks: with less a thread is not worth its start
@@ -93,11 +93,12 @@ def values_through_chain(activation: type[Activation], x: Tensor, chain: ChainWe
     return _Call(activation, x, tensors).forward(x, keep=False, with_jacobians=False)[0]
 
 
-def newton_through_chain(
-    activation: type[Activation], z: Tensor, chain: ChainWeights, steps: int
+def approach_through_chain(
+    activation: type[Activation], z: Tensor, chain: ChainWeights, steps: int, enough: float
 ) -> tuple[Tensor, Tensor]:
-    """As `NormalizedMLP.newton`, through a chain of one block without an affine map before it."""
-    return _Call(activation, z, [tensor.detach().contiguous() for tensor in chain.tensors()]).newton(z, steps)
+    """As `NormalizedMLP.approach`, through a chain of one block without an affine map before it."""
+    tensors = [tensor.detach().contiguous() for tensor in chain.tensors()]
+    return _Call(activation, z, tensors).approach(z, steps, enough)
 
 
 class _Chain(torch.autograd.Function):
@@ -167,14 +168,14 @@ class _Call:
         self.jacobians = jacobians.detach() if keep and any(self._inverted) else None
         return self.inputs[-1].clone(), jacobians
 
-    def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:
         x, inverse = torch.empty_like(z), z.new_empty(self.batch, self.d, self.d)
         z = z.contiguous()
         in_threads(
             self.shares,
-            lambda begin, end, _: self.library.newton(
+            lambda begin, end, _: self.library.approach(
                 ctypes.byref(self.chain), self.batch, self.chunk, begin, end,
-                steps, z.data_ptr(), x.data_ptr(), inverse.data_ptr(),
+                steps, enough, z.data_ptr(), x.data_ptr(), inverse.data_ptr(),
             )
         )  # fmt: skip
         return x, inverse
@@ -230,6 +231,8 @@ def library_of(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     loaded.kept_numbers.argtypes, loaded.kept_numbers.restype = [pointer, number, ctypes.c_int], number
     loaded.forward.argtypes = [pointer, number, ctypes.c_int, number, number, pointer, pointer, pointer]
-    loaded.newton.argtypes = [pointer, number, ctypes.c_int, number, number, ctypes.c_int, pointer, pointer, pointer]
+    loaded.approach.argtypes = [
+        pointer, number, ctypes.c_int, number, number, ctypes.c_int, ctypes.c_double, pointer, pointer, pointer,
+    ]  # fmt: skip
     loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer, pointer]
     return loaded

@@ -22,6 +22,9 @@ __all__ = ["solve_fixed_point", "solve_in_training", "with_implicit_gradient"]
 # A Newton step costs d + 1 forward passes and saves tens of plain ones.
 LARGEST_NEWTON_DIMENSION = 16
 
+COARSE_STEPS = 4
+COARSE_RESIDUAL = 1e-5  # one step more, and what is left is rounding
+
 TRAINING_TOLERANCE = 1e-4  # far below the noise of a gradient
 STEPS_WITHOUT_LOOKING = 20  # where a look at the residual would make the host wait
 
@@ -32,9 +35,9 @@ def solve_fixed_point(net: LipschitzNet, z: Tensor, tolerance: float) -> tuple[T
 
     With :math:`r = z - x - g(x)` and Lip(g) <= L < 1, the distance to the solution is at most
     :math:`\|r\| / (1 - L)`. That, over max(1, |z|), is the bound that is returned, and each sample stops when it is
-    below `tolerance`: what is returned is guaranteed, however it was reached. It is reached by two Newton steps
-    in float32, and then by steps :math:`x + (I + J)^{-1} r` in float64 with J in float32. One that does not
-    shrink the residual by the factor L is taken back for the step of the fixed-point iteration
+    below `tolerance`: what is returned is guaranteed, however it was reached. It is reached by a Newton step and some
+    of Broyden's in float32, and then by steps :math:`x + (I + J)^{-1} r` in float64 with J in float32. One that does
+    not shrink the residual by the factor L is taken back for the step of the fixed-point iteration
     (Behrmann et al. 2019, algorithm 1), :math:`x + r`, which always does: so the number of steps is bounded too.
 
     Raises:
@@ -92,8 +95,8 @@ def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[
 
 
 def _coarse_solution(g_of: NormalizedNet, z: Tensor) -> tuple[Tensor, Tensor]:
-    """Two Newton steps from z in float32; return where they lead, in the dtype of `z`, and the last (I + J)^-1."""
-    x, inverse_J = g_of.newton(z.float(), steps=2)
+    """The solution as closely as float32 has it, in the dtype of `z`, and (I + J)^-1 there, roughly."""
+    x, inverse_J = g_of.approach(z.float(), COARSE_STEPS, COARSE_RESIDUAL)
     x = x.to(z.dtype)
     return torch.where(torch.isfinite(x).all(dim=1, keepdim=True), x, z), inverse_J
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
-from flows.chain import ChainWeights, library_of, newton_through_chain, through_chain, values_through_chain
+from flows.chain import ChainWeights, approach_through_chain, library_of, through_chain, values_through_chain
 from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
 
@@ -255,18 +255,44 @@ class NormalizedNet(abc.ABC):
         """The same network for points of another dtype."""
         return replace(self, weights=[(weight.to(dtype), bias.to(dtype)) for weight, bias in self.weights])
 
-    def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """Take Newton steps from x = z towards x + g(x) = z, without graph and without a guarantee.
+    def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:
+        """Go from x = z towards x + g(x) = z, without graph and without a guarantee.
+
+        By a Newton step, then by those of Broyden (1965, "A class of methods for solving nonlinear simultaneous
+        equations"), which learn from the residuals how J changes: they cost a value each, where Newton's cost d + 1.
+
+        Args:
+            steps: of Broyden's method, at most. A sample stops where one does not shrink its residual.
+            enough: with a residual of that over max(1, |z|) it takes one step more, and stops as well.
 
         Returns:
-            x, shape (batch, d), and :math:`(I + J)^{-1}` as it was at the last step, shape (batch, d, d).
+            x, shape (batch, d), and :math:`(I + J)^{-1}` there, roughly, shape (batch, d, d).
         """
-        x = z
-        for _ in range(steps):
-            g, J = self.forward_with_jacobian(x)
-            inverse = inverse_plus_identity(J)
-            x = x + torch.bmm(inverse, (z - x - g).unsqueeze(2)).squeeze(2)
+        x, (g, J) = z, self.forward_with_jacobian(z)
+        inverse, r = inverse_plus_identity(J), z - x - g
+        step = _times(inverse, r)
+        size = torch.linalg.vector_norm(z, dim=1).clamp(min=1)
+        last, moving = torch.linalg.vector_norm(r, dim=1) / size, torch.ones_like(size, dtype=torch.bool)
+        for k in range(1, steps + 1):
+            there = x + step
+            r = z - there - self(there)
+            norm = torch.linalg.vector_norm(r, dim=1) / size
+            moving = moving & (norm < last)
+            x, last = torch.where(moving.unsqueeze(1), there, x), norm
+            chord = _times(inverse, r)
+            remainder = (step * (step - chord)).sum(1)
+            moving = moving & (remainder > 0)
+            growth = (chord / remainder.unsqueeze(1)).unsqueeze(2) * torch.bmm(step.unsqueeze(1), inverse)
+            inverse = torch.where(moving[:, None, None], inverse + growth, inverse)
+            step = chord * ((step * step).sum(1) / remainder).unsqueeze(1)  # inverse r
+            arrives = moving & (norm <= enough) if k < steps else moving
+            x = torch.where(arrives.unsqueeze(1), x + step, x)
+            moving = moving & ~arrives
         return x, inverse
+
+
+def _times(M: Tensor, r: Tensor) -> Tensor:
+    return torch.bmm(M, r.unsqueeze(2)).squeeze(2)
 
 
 @dataclass(frozen=True)
@@ -341,10 +367,10 @@ class NormalizedMLP(NormalizedNet):
 
         return h, vecmat
 
-    def newton(self, z: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:
         if self._runs_compiled(z):
-            return newton_through_chain(*self._chain(z), steps)
-        return super().newton(z, steps)
+            return approach_through_chain(*self._chain(z), steps, enough)
+        return super().approach(z, steps, enough)
 
     def _runs_compiled(self, x: Tensor) -> bool:
         return self.compiled and not torch.is_grad_enabled() and x.device.type == "cpu"

@@ -127,15 +127,16 @@ def test_float32_is_as_close_as_plain_operations_are(activation: str) -> None:
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])
-def test_values_and_newton_steps(dimensions: int) -> None:
+def test_values_and_the_approach_to_a_solution(dimensions: int) -> None:
     flow, x = make(Exact(), dimensions, activation="sincos")
     net, twin = (each._nets[1].eval() for each in (flow, compiled_copy(flow)))
     with torch.no_grad():
         plain, found = net.normalize(x.dtype), twin.normalize(x.dtype)
         torch.testing.assert_close(found(x), plain(x), rtol=1e-12, atol=1e-12)
-        for ours, expected in zip(found.newton(x, 2), plain.newton(x, 2), strict=True):
-            torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
-        solved = found.newton(x, 20)[0]
+        for steps in (0, 1, 3):
+            for ours, expected in zip(found.approach(x, steps, 1e-3), plain.approach(x, steps, 1e-3), strict=True):
+                torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
+        solved = found.approach(x, 40, 1e-9)[0]
         torch.testing.assert_close(solved + plain(solved), x, rtol=0, atol=1e-10)
 
 
