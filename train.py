@@ -18,12 +18,13 @@ from omegaconf import DictConfig
 from arguments import Range
 from datasets import Points
 from datasets.data_file import DataFile
+from training.captured import require_capturable
 from training.command_line import command
 from training.configuration import build, build_flow, build_target, choose_device, save_config
 from training.report import write_run_report
 from training.run_folder import describe, load_summary, open_folder
 
-RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "device")
+RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "trainer.cuda_graph", "device")
 """What may change with `resume=`."""
 
 
@@ -52,6 +53,8 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     if isinstance(target, Points):
         flow.bijections[0].load_state_dict({"mean": target.mean, "std": target.std})
     flow = flow.to(device)
+    if config.trainer.get("cuda_graph"):
+        require_capturable(flow)
     why_not_compiled = flow.compile_for(device) if settings.compile else None
     optimizer = build(config.optimizer)(flow)
     logger = build(config.logger)() if "logger" in config else None

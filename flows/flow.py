@@ -69,6 +69,10 @@ class Flow(Bijection):
         """Compute by compiled code from now on where that is faster; return None, or why it cannot be done here."""
         return None
 
+    def why_not_captured(self) -> str | None:
+        """Why steps of training cannot be one CUDA graph; None where they can."""
+        return "only flows of residual blocks are known to do the same in every step"
+
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape (batch,): log N(z; 0, I) + log |det dz/dx|."""
         z, log_det = self(x)

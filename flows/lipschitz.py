@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -95,8 +96,14 @@ def normalized_stack(layers: Sequence[LipschitzLinear]) -> Tensor:
     """
     W = stacked([layer.weight for layer in layers])
     u, v = stacked([layer.u for layer in layers]), stacked([layer.v for layer in layers])
-    coeff = torch.tensor([layer.coeff for layer in layers], dtype=W.dtype).to(W.device, non_blocking=True)
-    return _NormalizedStack.apply(W, u.unsqueeze(2), v.unsqueeze(2), coeff[:, None, None])
+    coeff = _bounds(tuple(layer.coeff for layer in layers), W.dtype, W.device)
+    return _NormalizedStack.apply(W, u.unsqueeze(2), v.unsqueeze(2), coeff)
+
+
+@functools.cache
+def _bounds(coeffs: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Of the layers of a stack, shape (layers, 1, 1): carried to the device once, not in every step."""
+    return torch.tensor(coeffs, dtype=dtype, device=device)[:, None, None]
 
 
 class _NormalizedStack(torch.autograd.Function):

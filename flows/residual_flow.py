@@ -63,6 +63,13 @@ class FlowOfBlocks(Flow):
             net.compiled = True
         return None
 
+    def why_not_captured(self) -> str | None:
+        if self.estimator.draws_on_host:
+            return (
+                f"{type(self.estimator).__name__} draws on the host how many terms a step has; estimator=exact does not"
+            )
+        return None
+
     def threads(self) -> contextlib.AbstractContextManager[None]:
         # A step by products is torch's own operations: it needs the threads.
         by_products = self.training and not self.estimator.is_dense(self.dimensions)

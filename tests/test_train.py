@@ -347,6 +347,7 @@ BAD = {
     "data.noise=-1": ("data.noise accepts a number above 0", "-1"),
     "data.noise=nan": ("data.noise accepts a number", "nan"),
     "optimizer.lr=fast": ("optimizer.lr accepts a number", "'fast'"),
+    "trainer.cuda_graph=true": ("trainer.cuda_graph accepts false here (only on CUDA are steps graphs)", "got true"),
     "trainer.max_seconds=0": ("trainer.max_seconds accepts a number above 0 or null", "0"),
     "seed=-1": ("seed accepts a whole number at least 0", "-1"),
     "seed=0,1": ("seed accepts one value, or several with -m", "seed=0,1"),

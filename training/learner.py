@@ -63,18 +63,28 @@ class Learner:
 
         Returns the gradient's norm before it was cut: not finite where any of it is not.
         """
-        with self.flow.threads():
+        self.steps += 1
+        # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
+        decay = min(self.ema_decay, self.steps / (self.steps + 10))
+        self._set_numbers([rate * peak for peak in self._peak_rates], 1 - decay)
+        return self._move()
+
+    def _set_numbers(self, rates: list[float], share: float) -> None:
+        """Set all that the host gives a step: the learning rates, and the share of the average that is replaced."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self._share = share
+
+    def _move(self) -> Tensor:
+        with self.flow.threads(), torch.no_grad():
             norm = nn.utils.clip_grad_norm_(self._parameters, self.clip_norm)
-            for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
-                group["lr"] = rate * peak
             self.optimizer.step()
-            self.steps += 1
             power_iterate(self._layers, self.power_iterations, self.flow.compiled)
-            with torch.no_grad():
-                # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
-                decay = min(self.ema_decay, self.steps / (self.steps + 10))
-                torch._foreach_lerp_(self._average_parameters, self._parameters, 1 - decay)
+            self._move_average()
             return norm
+
+    def _move_average(self) -> None:
+        torch._foreach_lerp_(self._average_parameters, self._parameters, self._share)
 
     def converge(self) -> None:
         """Make every spectral norm exact, of the flow and of the average, so that what is evaluated is certified."""

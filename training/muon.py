@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
                 average = state["momentum"].lerp_(W.grad, 1 - group["momentum"])
                 update = orthogonalize(torch.lerp(W.grad, average, group["momentum"]), self.compiled)
                 W.mul_(1 - group["lr"] * group["weight_decay"])
-                W.add_(update, alpha=-group["lr"] * 0.2 * max(W.shape[-2:]) ** 0.5)
+                W.sub_(update.mul_(group["lr"] * 0.2 * max(W.shape[-2:]) ** 0.5))  # a rate may be a tensor
 
 
 class Together:

@@ -45,5 +45,6 @@ def muon(
 
 
 def _adam(parameters: list[Tensor], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
-    fused = parameters[0].device.type in ("cpu", "cuda", "mps")  # one kernel for all parameters, where there is one
-    return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), fused=fused)
+    device = parameters[0].device.type
+    fused = device in ("cpu", "cuda", "mps")  # one kernel for all parameters, where there is one
+    return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), fused=fused, capturable=device == "cuda")

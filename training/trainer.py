@@ -22,6 +22,7 @@ from atomic import write_atomically
 from datasets import Target
 from flows import Flow
 from training.batches import stratified
+from training.captured import CapturedLearner
 from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
 from training.density_grid import DensityGrid, save_density, save_target
 from training.diagnosis import ContractionError, NonFiniteError, diagnose, first_not_finite
@@ -84,6 +85,7 @@ class Trainer:
         ema_decay: decay of the weight average that is evaluated, plotted and sampled; 0 for the last weights.
         power_iterations: power iterations after each step; doubled where they are seen not to hold the bound.
         held_out: points of the final evaluation, or fewer of one's own; the one after each epoch uses a tenth of them.
+        cuda_graph: whether steps on CUDA are captured as graphs and replayed: see `training.captured`.
         plots: whether to draw.
         logger: what else writes down each epoch; None for nothing.
     """
@@ -109,6 +111,7 @@ class Trainer:
         ema_decay: Annotated[float, Range(ge=0, lt=1)] = 0.99,
         power_iterations: Annotated[int, Range(ge=1)] = POWER_ITERATIONS,
         held_out: Annotated[int, Range(ge=100)] = 100_000,
+        cuda_graph: bool = False,
         plots: bool = True,
         logger: TensorBoard | None = None,
     ) -> None:
@@ -118,7 +121,8 @@ class Trainer:
         self.max_seconds, self.schedule, self.warmup = max_seconds, schedule, warmup
         self.device = next(flow.parameters()).device
         self.power_iterations = power_iterations
-        self.learner = Learner(flow, optimizer, clip_norm, ema_decay, power_iterations)
+        kind = CapturedLearner if cuda_graph else Learner
+        self.learner = kind(flow, optimizer, clip_norm, ema_decay, power_iterations)
         self.held_out = HeldOut.draw(target, held_out, _generator(seed, HELD_OUT_STREAM), self.device)
         self.progress = Progress()
         self._begun = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Sequence
-from typing import Literal, NamedTuple, Protocol
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -66,6 +66,9 @@ class LogDetEstimator(abc.ABC):
 
     compiled = False
     """Whether to compute by compiled code where there is some: see `ResidualFlow.compile_for`."""
+
+    draws_on_host: ClassVar[bool] = False
+    """Whether the host draws anew in every step how much is to be computed, so that no two steps are alike."""
 
     def __init__(self, jacobian: JacobianMode = "auto") -> None:
         self.jacobian = jacobian

@@ -53,7 +53,7 @@ class PowerSeries(LogDetEstimator):
     def __init__(self, n_probes: int, probe: Probe, gradient: Gradient, memory: Memory, jacobian: JacobianMode) -> None:
         super().__init__(jacobian)
         self.n_probes, self.probe, self.gradient, self.memory = n_probes, probe, gradient, memory
-        self._tables: dict[tuple[int, torch.dtype], _Coefficients] = {}  # by the largest N
+        self._tables: dict[tuple[int, torch.dtype, torch.device], _Coefficients] = {}  # by the largest N
 
     @abc.abstractmethod
     def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,7 +102,7 @@ class PowerSeries(LogDetEstimator):
         log det(I + J) is the mean of :math:`\sum_v y^T (dJ) v`.
         """
         v = noise.probes
-        tables = self._coefficients(noise.orders, v.dtype)
+        tables = self._coefficients(noise.orders, v)
         if self.compiled and not differentiable and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
             return series(jacobian.matrix(), v, noise.orders, tables.lengths, tables.of_terms, tables.of_powers)
         of_terms, of_powers = (
@@ -117,10 +117,11 @@ class PowerSeries(LogDetEstimator):
             row = torch.addcmul(row, of_powers[:, k, None, None], power)
         return log_det, row
 
-    def _coefficients(self, orders: Tensor | None, dtype: torch.dtype) -> _Coefficients:
-        """For every N up to the largest of `orders`, once and for all: on the host, to look up."""
-        largest = 0 if orders is None else int(orders.max())
-        if (largest, dtype) not in self._tables:
+    def _coefficients(self, orders: Tensor | None, like: Tensor) -> _Coefficients:
+        """Once and for all: where `like` is, or for every N up to the largest of `orders` on the host, to look up."""
+        largest, device = (0, like.device) if orders is None else (int(orders.max()), orders.device)
+        key = largest, like.dtype, device
+        if key not in self._tables:
             all_orders = None if orders is None else torch.arange(largest + 1, dtype=torch.float64, device="cpu")
             in_series, in_gradient = self.weights(all_orders)
             k = torch.arange(in_series.shape[1], dtype=torch.float64, device="cpu")
@@ -129,8 +130,9 @@ class PowerSeries(LogDetEstimator):
             of_powers = sign * in_gradient / self.n_probes
             used = (of_terms != 0) | (of_powers != 0)
             lengths = torch.where(used, k.long() + 1, 0).amax(dim=1)
-            self._tables[largest, dtype] = _Coefficients(of_terms.to(dtype), of_powers.to(dtype), lengths)
-        return self._tables[largest, dtype]
+            of_terms, of_powers = (table.to(like.dtype).to(device) for table in (of_terms, of_powers))
+            self._tables[key] = _Coefficients(of_terms, of_powers, lengths)
+        return self._tables[key]
 
 
 class _BackwardInForward(torch.autograd.Function):

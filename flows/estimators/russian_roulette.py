@@ -30,6 +30,8 @@ class RussianRoulette(PowerSeries):
     The others are those of :class:`~flows.estimators.power_series.PowerSeries`.
     """
 
+    draws_on_host = True
+
     @checked
     def __init__(
         self,
