@@ -65,9 +65,7 @@ class FlowOfBlocks(Flow):
 
     def why_not_captured(self) -> str | None:
         if self.estimator.draws_on_host:
-            return (
-                f"{type(self.estimator).__name__} draws on the host how many terms a step has; estimator=exact does not"
-            )
+            return f"{type(self.estimator).__name__} draws the number of terms on the host; estimator=exact does not"
         return None
 
     def threads(self) -> contextlib.AbstractContextManager[None]:
