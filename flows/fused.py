@@ -46,7 +46,11 @@ class _ValueAndJacobian(torch.autograd.Function):
 
 
 def activate(activation: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
-    """`activation.value_and_derivative(a)` as one autograd node, differentiable once."""
+    """`activation.value_and_derivative(a)`, shape (batch, width), as one autograd node, differentiable once.
+
+    Returns:
+        value and derivative, both of shape (batch, units * width).
+    """
     return _Activate.apply(activation, a, *activation.parameters())
 
 

@@ -269,6 +269,7 @@ class NormalizedNet(abc.ABC):
         equations"), which learn from the residuals how J changes: they cost a value each, where Newton's cost d + 1.
 
         Args:
+            z: shape (batch, d).
             steps: of Broyden's method, at most. A sample stops where one does not shrink its residual.
             enough: with a residual of that over max(1, |z|) it takes one step more, and stops as well.
 

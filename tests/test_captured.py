@@ -45,13 +45,10 @@ class Recorder(TorchDispatchMode):
 
     def replay(self) -> None:
         with torch._C._AutoDispatchBelowAutograd():
-            self._replay()
-
-    def _replay(self) -> None:
-        for function, args, kwargs, before in self.done:
-            for old, new in zip(tree_leaves(before), tree_leaves(function(*args, **kwargs)), strict=True):
-                if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
-                    old.copy_(new)
+            for function, args, kwargs, before in self.done:
+                for old, new in zip(tree_leaves(before), tree_leaves(function(*args, **kwargs)), strict=True):
+                    if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
+                        old.copy_(new)
 
 
 class Recorded(CudaGraphs):

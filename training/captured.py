@@ -74,7 +74,7 @@ class CapturedLearner(Learner):
 
     def backward(self, x: Tensor) -> Tensor:
         if self._batch is None:
-            self._batch = x.clone()
+            self._batch = torch.empty_like(x)
         self._batch.copy_(x)
         return self._do("backward", lambda: super(CapturedLearner, self).backward(self._batch))
 
