@@ -341,11 +341,17 @@ static void activate(const Chain *chain, int block, int layer, int n, Work *work
                     }
                 }
                 slopes++;
-            } else
+            } else if (tangents) {
                 EACH_LANE {
                     Activated phi = activated(a[t], p);
                     for (int u = 0; u < UNITS; u++) h[u][t] = phi.h[u], s[u][t] = phi.s[u];
                 }
+            } else {
+                EACH_LANE {
+                    Activated phi = activated(a[t], p);
+                    for (int u = 0; u < UNITS; u++) h[u][t] = phi.h[u];
+                }
+            }
             for (int u = 0; u < UNITS; u++) {
                 real *to = post + (ptrdiff_t)u * wide * rows + r * PANEL;
                 EACH_VECTOR store(to + t, load(h[u] + t));

@@ -51,47 +51,48 @@ def solve_fixed_point(net: LipschitzNet, z: Tensor, tolerance: float) -> tuple[T
 
 def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """`solve_fixed_point` where Lip(g) is known to be L."""
-    if not torch.isfinite(z).all():
-        raise InverseError("a point to invert is not finite")
     z, coarse_g = widened(z), g_of.to(torch.float32)  # the rounding of r is divided by 1 - L as well
+    size = torch.linalg.vector_norm(z, dim=1)
+    if not torch.isfinite(size).all():
+        raise InverseError("a point to invert is not finite")
+    unit = (1 - L) * size.clamp(min=1)
     newton = z.shape[1] <= LARGEST_NEWTON_DIMENSION
-    x, inverse_J = _coarse_solution(coarse_g, z) if newton else (z, None)
-    fallback = z  # the fixed-point step to go back to
-    unit = (1 - L) * torch.linalg.vector_norm(z, dim=1).clamp(min=1)
-    limit = torch.full_like(unit, math.inf)
-    solution, bounds = torch.empty_like(z), torch.empty_like(unit)
-    active = torch.arange(z.shape[0], device=z.device)
-    steps, most_steps = 0, None
-    while active.numel():
-        r = z[active] - x - g_of(x)
-        norm = torch.linalg.vector_norm(r, dim=1)
-        bound = norm / unit[active]
-        if most_steps is None:  # at worst every second step is taken back
-            longest_way = max(float(bound.max()) / tolerance, 1.0)
-            most_steps = 4 + 2 * math.ceil(math.log(longest_way) / -math.log(L)) if L > 0 else 4
+    x, inverse_J = _coarse_solution(coarse_g, z) if newton else (z.clone(), None)
+    residual = z - x - g_of(x)
+    bounds = torch.linalg.vector_norm(residual, dim=1) / unit
+    active = _above(tolerance, bounds)
+    if not active.numel():
+        return x, bounds
+    longest_way = float(bounds.max()) / tolerance
+    if not math.isfinite(longest_way):
+        raise InverseError("the residual is not finite at a point to invert")
+    most_steps = 4 + (2 * math.ceil(math.log(longest_way) / -math.log(L)) if L > 0 else 0)  # every second taken back
 
-        done = bound <= tolerance
-        solution[active[done]], bounds[active[done]] = x[done], bound[done]
-        keep = ~done
-        active, steps = active[keep], steps + 1
-        if not active.numel():
-            break
-        if steps > most_steps:
-            raise InverseError(
-                f"{active.numel()} of {z.shape[0]} points are not within {tolerance:g} of their inverse after {steps} "
-                f"steps (largest bound {float(bound.max()):.3g}): too close for the rounding of {z.dtype}"
-            )
-        x, r, norm, fallback, limit = x[keep], r[keep], norm[keep], fallback[keep], limit[keep]
-        if newton:  # J at the point before is as good for one step
-            inverse_J = (
-                inverse_J[keep] if steps == 1 else inverse_plus_identity(coarse_g.forward_with_jacobian(x.float())[1])
-            )
-        accepted = norm <= limit
-        step = torch.bmm(inverse_J.to(r.dtype), r.unsqueeze(2)).squeeze(2) if newton else r
-        x, fallback = torch.where(accepted.unsqueeze(1), x + step, fallback), x + r
+    fallback, limit = z.clone(), torch.full_like(unit, math.inf)  # the fixed-point step to go back to, and when
+    for _ in range(most_steps):
+        here, r = x[active], residual[active]
+        norm = torch.linalg.vector_norm(r, dim=1)
+        accepted = norm <= limit[active]
+        step = torch.bmm(inverse_J[active].to(r.dtype), r.unsqueeze(2)).squeeze(2) if newton else r
+        here, fallback[active] = torch.where(accepted.unsqueeze(1), here + step, fallback[active]), here + r
         # After a rejected step comes a fixed-point step, which shrinks the residual by L: no limit is needed.
-        limit = torch.where(accepted, L * norm, math.inf)
-    return solution, bounds
+        limit[active] = torch.where(accepted, L * norm, math.inf)
+        r = z[active] - here - g_of(here)
+        x[active], residual[active], bounds[active] = here, r, torch.linalg.vector_norm(r, dim=1) / unit[active]
+        active = active[_above(tolerance, bounds[active])]
+        if not active.numel():
+            return x, bounds
+        if newton:
+            inverse_J[active] = inverse_plus_identity(coarse_g.forward_with_jacobian(x[active].float())[1])
+    raise InverseError(
+        f"{active.numel()} of {z.shape[0]} points are not within {tolerance:g} of their inverse after {most_steps} "
+        f"steps (largest bound {float(bounds.max()):.3g}): too close for the rounding of {z.dtype}"
+    )
+
+
+def _above(limit: float, bounds: Tensor) -> Tensor:
+    """Which of `bounds`, shape (n,), are above `limit` or not a number: their indices."""
+    return torch.nonzero(~(bounds <= limit)).squeeze(1)
 
 
 def _coarse_solution(g_of: NormalizedNet, z: Tensor) -> tuple[Tensor, Tensor]:
