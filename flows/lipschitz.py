@@ -128,10 +128,10 @@ class _NormalizedStack(torch.autograd.Function):
         return torch.addcmul(G * scale, u * (by_scale * along), v.mT), None, None, None
 
 
-def c_parameters(activations: Sequence[Sequence[Activation]]) -> Tensor:
-    """`ChainWeights.parameter`, from the activations of every block."""
+def c_parameters(activations: Sequence[Sequence[Activation]], dtype: torch.dtype) -> Tensor:
+    """`ChainWeights.parameter`, from the activations of every block, computed in `dtype`."""
     layers = [stacked([activation.own_parameter for activation in layer]) for layer in zip(*activations, strict=True)]
-    return type(activations[0][0]).c_parameter(torch.stack(layers, dim=1))
+    return type(activations[0][0]).c_parameter(torch.stack(layers, dim=1).to(dtype))
 
 
 class LipschitzNet(nn.Module, abc.ABC):
@@ -278,7 +278,7 @@ class NormalizedNet(abc.ABC):
         """
         x, (g, J) = z, self.forward_with_jacobian(z)
         inverse, r = inverse_plus_identity(J), z - x - g
-        step = _times(inverse, r)
+        step = torch.linalg.vecdot(inverse, r.unsqueeze(1))
         size = torch.linalg.vector_norm(z, dim=1).clamp(min=1)
         last, moving = torch.linalg.vector_norm(r, dim=1) / size, torch.ones_like(size, dtype=torch.bool)
         for k in range(1, steps + 1):
@@ -287,7 +287,7 @@ class NormalizedNet(abc.ABC):
             norm = torch.linalg.vector_norm(r, dim=1) / size
             moving = moving & (norm < last)
             x, last = torch.where(moving.unsqueeze(1), there, x), norm
-            chord = _times(inverse, r)
+            chord = torch.linalg.vecdot(inverse, r.unsqueeze(1))
             remainder = (step * (step - chord)).sum(1)
             moving = moving & (remainder > 0)
             growth = (chord / remainder.unsqueeze(1)).unsqueeze(2) * torch.bmm(step.unsqueeze(1), inverse)
@@ -297,10 +297,6 @@ class NormalizedNet(abc.ABC):
             x = torch.where(arrives.unsqueeze(1), x + step, x)
             moving = moving & ~arrives
         return x, inverse
-
-
-def _times(M: Tensor, r: Tensor) -> Tensor:
-    return torch.bmm(M, r.unsqueeze(2)).squeeze(2)
 
 
 @dataclass(frozen=True)
@@ -386,7 +382,7 @@ class NormalizedMLP(NormalizedNet):
     def _chain(self, x: Tensor) -> tuple[type[Activation], Tensor, ChainWeights]:
         """Itself as a chain of one block without an affine map before it, which carries x to x + g(x)."""
         weights, biases = ([tensor.unsqueeze(0) for tensor in part] for part in zip(*self.weights, strict=True))
-        parameter = c_parameters([self.activations]).to(x.dtype)
+        parameter = c_parameters([self.activations], x.dtype)
         identity = x.new_ones(1, x.shape[1]), x.new_zeros(1, x.shape[1])
         return type(self.activations[0]), x, ChainWeights(*identity, weights, biases, parameter)
 

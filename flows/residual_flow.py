@@ -146,7 +146,7 @@ class FlowOfBlocks(Flow):
             shift=shift,
             weights=[stack.to(x.dtype) for stack in normalized_stacks(self._layers)],
             biases=[stacked([layer.bias for layer in layers]).to(x.dtype) for layers in self._layers],
-            parameter=c_parameters([net.activations for net in nets]).to(x.dtype),
+            parameter=c_parameters([net.activations for net in nets], x.dtype),
         )
         z, jacobians = through_chain(type(nets[0].activations[0]), x, weights, self._inverted())
         return norms[-1](z)[0] if norms else z, jacobians, others

@@ -45,14 +45,14 @@ class Fourier(Activation):
         return self.value_and_derivative(x)[0]
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        frequency = self.c_parameter(self.raw_frequency)
+        frequency = self.c_parameter(self.raw_frequency.to(x.dtype))
         sin, cos = torch.sin(frequency * x), torch.cos(frequency * x)
         return torch.cat([sin, cos], dim=-1) / frequency, torch.cat([cos, -sin], dim=-1)
 
     def pullback(
         self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
-        frequency = self.c_parameter(self.raw_frequency)
+        frequency = self.c_parameter(self.raw_frequency.to(x.dtype))
         cos, minus_sin = derivative.chunk(2, dim=-1)
         (by_sin, by_cos), (by_sin_slope, by_cos_slope) = grad_value.chunk(2, dim=-1), grad_derivative.chunk(2, dim=-1)
         grad_x = (by_sin - frequency * by_cos_slope) * cos + (by_cos + frequency * by_sin_slope) * minus_sin

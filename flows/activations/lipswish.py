@@ -36,10 +36,10 @@ class LipSwish(Activation):
         self.raw_beta = nn.Parameter(torch.tensor(math.log(math.expm1(1.0))))  # beta = softplus(raw_beta) = 1
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(functional.softplus(self.raw_beta) * x) * SCALE
+        return x * torch.sigmoid(self.c_parameter(self.raw_beta.to(x.dtype)) * x) * SCALE
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        beta = functional.softplus(self.raw_beta)
+        beta = self.c_parameter(self.raw_beta.to(x.dtype))
         gate = torch.sigmoid(beta * x)
         scaled = gate * SCALE
         value = x * scaled
@@ -49,7 +49,7 @@ class LipSwish(Activation):
     def pullback(
         self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
     ) -> tuple[Tensor, list[Tensor | None]]:
-        beta = functional.softplus(self.raw_beta)
+        beta = self.c_parameter(self.raw_beta.to(x.dtype))
         u = beta * x
         gate = torch.sigmoid(u)
         slope_of_gate = torch.addcmul(gate, gate, gate, value=-1).mul_(SCALE)
