@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-__all__ = ["widened"]
+__all__ = ["evaluation_device", "widened"]
 
 
 def widened(x: Tensor) -> Tensor:
@@ -13,3 +14,11 @@ def widened(x: Tensor) -> Tensor:
     Rounding grows along a chain of blocks: forward by up to 1 + L a block, in the inverse by up to 1 / (1 - L).
     """
     return x if x.device.type == "mps" else x.double()
+
+
+def evaluation_device(device: torch.device) -> torch.device:
+    """Where a flow trained on `device` is evaluated, inverted and sampled: there, or on the CPU if it has no float64.
+
+    In float32 an inverse cannot be certified to 1e-7.
+    """
+    return torch.device("cpu") if device.type == "mps" else device

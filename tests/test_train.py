@@ -19,6 +19,7 @@ import torch
 from omegaconf import DictConfig
 from PIL import Image
 
+from flows.precision import evaluation_device
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
 
@@ -85,6 +86,23 @@ class TestRunFolder:
         assert result.summary["inverse_error"] < 1e-4
         if estimator == "exact":
             assert float(result.rows[-1]["logdet_std"]) < 1e-12
+
+    def test_evaluation_may_be_on_another_device(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where the device of training has no float64; cpu:0 is the CPU by another name."""
+        assert evaluation_device(torch.device("mps")) == torch.device("cpu")
+        here = run("train", *TINY, folder=tmp_path / "here")
+        monkeypatch.setattr("training.trainer.evaluation_device", lambda device: torch.device("cpu:0"))
+        there = run("train", *TINY, folder=tmp_path / "there")
+        assert there.status == 0, there.err
+        assert there.rows == here.rows
+
+    @pytest.mark.skipif(not torch.backends.mps.is_available(), reason="needs MPS")
+    def test_apples_accelerator(self, run: Run, tmp_path: Path) -> None:
+        result = run("train", *TINY, "device=mps", folder=tmp_path / "run")
+        assert result.status == 0, result.err
+        assert run("sample", f"run={tmp_path}/run", "n=50", "device=mps").status == 0
 
     @pytest.mark.parametrize(("paper", "activation"), [("iresnet", "elu"), ("resflow", "lipswish")])
     def test_the_papers_own_recipes_run(self, run: Run, tmp_path: Path, paper: str, activation: str) -> None:

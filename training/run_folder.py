@@ -24,6 +24,7 @@ from datasets.points import window_of
 from datasets.target import Window
 from flows import Flow
 from flows.lipschitz import LipschitzLinear
+from flows.precision import evaluation_device
 from flows.standardize import Standardize
 from training.checkpoint import belonging_together, load_checkpoint
 from training.configuration import build, build_flow, check_config, load_config
@@ -137,7 +138,7 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
     Args:
         folder: what train.py wrote.
         setting: the name to blame in errors.
-        device: where to put the flow; None for the CPU.
+        device: where to put the flow, if float64 is there; None for the CPU.
 
     Raises:
         ArgumentError: `folder` is no run folder, or its checkpoint is not of this configuration, or not certified.
@@ -157,6 +158,7 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
                 module.converge()
         if not all(constant < 1 for constant in flow.lipschitz_constants()):
             raise ValueError("a block without a certified inverse")
+    device = evaluation_device(device or torch.device("cpu"))
     if config.get("compile"):
-        flow.compile_for(device or torch.device("cpu"))
-    return LoadedRun(flow.to(device or "cpu").eval().requires_grad_(False), config)
+        flow.compile_for(device)
+    return LoadedRun(flow.to(device).eval().requires_grad_(False), config)

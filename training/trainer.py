@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import json
@@ -21,6 +22,7 @@ from arguments import Range, check_arguments, checked
 from atomic import write_atomically
 from datasets import Target
 from flows import Flow
+from flows.precision import evaluation_device
 from training.batches import stratified
 from training.captured import CapturedLearner
 from training.checkpoint import belonging_together, load_checkpoint, save_checkpoint
@@ -123,10 +125,11 @@ class Trainer:
         self.power_iterations = power_iterations
         kind = CapturedLearner if cuda_graph else Learner
         self.learner = kind(flow, optimizer, clip_norm, ema_decay, power_iterations)
-        self.held_out = HeldOut.draw(target, held_out, _generator(seed, HELD_OUT_STREAM), self.device)
+        self.evaluation_device = evaluation_device(self.device)
+        self.held_out = HeldOut.draw(target, held_out, _generator(seed, HELD_OUT_STREAM), self.evaluation_device)
         self.progress = Progress()
         self._begun = False
-        self.grid = DensityGrid(target, self.device)
+        self.grid = DensityGrid(target, self.evaluation_device)
         self.pictures = None
         if plots:
             from training.pictures import Pictures  # here, because matplotlib takes a while to import
@@ -247,7 +250,7 @@ class Trainer:
 
     def _end_epoch(self) -> Evaluation:
         """Evaluate, write the metrics, draw, and last of all save: a checkpoint vouches for the files before it."""
-        progress, learner = self.progress, self.learner
+        progress = self.progress
         self._hold_contraction()
         evaluation = self._evaluate(self.held_out.part())
         progress.epoch += 1
@@ -259,10 +262,11 @@ class Trainer:
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
         )
         self._write_metrics()
-        learned = self.grid.density_of(learner.average)
+        flow = self._flow_to_evaluate()
+        learned = self.grid.density_of(flow)
         save_density(self.folder, progress.epoch, learned)
         if self.pictures is not None:
-            self.pictures.draw(learner.average, learned, progress.epoch, evaluation, progress.seconds)
+            self.pictures.draw(flow, learned, progress.epoch, evaluation, progress.seconds)
         if self.logger is not None:
             self.logger.write_epoch(self.folder, progress.rows[-1])
         progress.plot_seconds += self._seconds() - progress.seconds
@@ -347,11 +351,18 @@ class Trainer:
     def _evaluate(self, held_out: HeldOut) -> Evaluation:
         """Evaluate the averaged weights, certified: with exact spectral norms, and never without a bound below 1."""
         self.learner.converge()
-        evaluation = evaluate(self.learner.average, held_out, self.seed)
+        evaluation = evaluate(self._flow_to_evaluate(), held_out, self.seed)
         for name, figure in asdict(evaluation).items():
             if figure is not None and not math.isfinite(figure):
                 self._stop_not_finite(f"{name} after step {self.progress.step}", "the flow leaves the range of numbers")
         return evaluation
+
+    def _flow_to_evaluate(self) -> Flow:
+        """That of the averaged weights, in evaluation mode, where there is float64."""
+        average = self.learner.average.eval()
+        if self.evaluation_device == self.device:
+            return average
+        return copy.deepcopy(average).to(self.evaluation_device)
 
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
