@@ -52,6 +52,12 @@ class Result:
         return torch.load(self.folder / "checkpoint.pt", weights_only=True)
 
 
+@pytest.fixture
+def compiler() -> None:
+    if not COMPILER:
+        pytest.skip("there is no C compiler")
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     """Tiny networks are faster so, and tests in parallel do not fight."""

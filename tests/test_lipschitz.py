@@ -9,10 +9,9 @@ import torch
 from torch import nn
 
 from flows.activations import activation_names
-from flows.compiled import CompileError
 from flows.idensenet import LipschitzDenseNet
 from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, normalized_stack
-from flows.power_iteration import library_of, power_iterate
+from flows.power_iteration import power_iterate
 from flows.stacks import stack_parameters
 
 
@@ -60,10 +59,7 @@ def test_sigma_is_differentiated_through_the_weight() -> None:
 @pytest.fixture(params=[False, True], ids=["plain", "compiled"])
 def compiled(request: pytest.FixtureRequest) -> bool:
     if request.param:
-        try:
-            library_of(torch.float32)
-        except CompileError as error:
-            pytest.skip(str(error))
+        request.getfixturevalue("compiler")
     return request.param
 
 
@@ -82,15 +78,12 @@ def test_power_iteration_converges_in_batches_of_equal_shape(calls: int, n: int,
         assert exact_sigma(layer.normalized_weight()) == pytest.approx(0.9, rel=1e-4)
 
 
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("shape", [(1, 1), (2, 48), (96, 48), (48, 2), (33, 17)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_compiled_power_iteration_is_power_iteration(
     shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    try:
-        library_of(dtype)
-    except CompileError as error:
-        pytest.skip(str(error))
     monkeypatch.setattr("flows.power_iteration.WORK", 1)  # so that even these are shared by threads
     torch.manual_seed(9)
     plain = nn.ModuleList(LipschitzLinear(*shape, 0.9).to(dtype) for _ in range(5))
