@@ -26,7 +26,6 @@ def run_timed(report: Path) -> None:
     from training import trainer
     from training.command_line import command
     from training.learner import Learner
-    from training.pictures import Pictures
 
     seconds: dict[str, float] = defaultdict(float)
 
@@ -49,7 +48,7 @@ def run_timed(report: Path) -> None:
     clocked(Learner, "update", "training")
     clocked(Learner, "converge", "evaluation")
     clocked(trainer, "evaluate", "evaluation")
-    clocked(Pictures, "draw", "drawing")
+    clocked(trainer.Trainer, "_draw", "drawing")
     clocked(trainer.Trainer, "_save", "writing")
     clocked(trainer.Trainer, "_write_metrics", "writing")
     command(train.train, train.Settings, "train", train.RESUMABLE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import functools
 import io
 import json
 import math
@@ -11,7 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ from training.interruption import Interrupted, Interruption
 from training.learner import POWER_ITERATIONS, Learner
 from training.muon import Together
 from training.tensorboard import TensorBoard
+
+if TYPE_CHECKING:
+    from training.pictures import Pictures
 
 __all__ = ["Trainer"]
 
@@ -130,11 +134,7 @@ class Trainer:
         self.progress = Progress()
         self._begun = False
         self.grid = DensityGrid(target, self.evaluation_device)
-        self.pictures = None
-        if plots:
-            from training.pictures import Pictures  # here, because matplotlib takes a while to import
-
-            self.pictures = Pictures(folder, target, title, self.grid)
+        self.plots, self.title = plots, title
         self._started = time.perf_counter()
 
     def restore(self) -> None:
@@ -159,7 +159,7 @@ class Trainer:
                 torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
             self.learner.power_iterations = self.power_iterations << self.progress.repairs
             # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
-            if self.pictures is not None:
+            if self.plots:
                 self.pictures.rewind(state["density_gif"])
             if self.progress.rows:
                 self._write_metrics()
@@ -262,11 +262,7 @@ class Trainer:
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
         )
         self._write_metrics()
-        flow = self._flow_to_evaluate()
-        learned = self.grid.density_of(flow)
-        save_density(self.folder, progress.epoch, learned)
-        if self.pictures is not None:
-            self.pictures.draw(flow, learned, progress.epoch, evaluation, progress.seconds)
+        self._draw(evaluation)
         if self.logger is not None:
             self.logger.write_epoch(self.folder, progress.rows[-1])
         progress.plot_seconds += self._seconds() - progress.seconds
@@ -357,6 +353,20 @@ class Trainer:
                 self._stop_not_finite(f"{name} after step {self.progress.step}", "the flow leaves the range of numbers")
         return evaluation
 
+    def _draw(self, evaluation: Evaluation) -> None:
+        flow, progress = self._flow_to_evaluate(), self.progress
+        learned = self.grid.density_of(flow)
+        save_density(self.folder, progress.epoch, learned)
+        if self.plots:
+            self.pictures.draw(flow, learned, progress.epoch, evaluation, progress.seconds)
+
+    @functools.cached_property
+    def pictures(self) -> Pictures:
+        """Made when first needed, like the import of matplotlib: a second sooner at the first step."""
+        from training.pictures import Pictures
+
+        return Pictures(self.folder, self.target, self.title, self.grid)
+
     def _flow_to_evaluate(self) -> Flow:
         """That of the averaged weights, in evaluation mode, where there is float64."""
         average = self.learner.average.eval()
@@ -393,7 +403,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "progress": asdict(self.progress),
             "random_state": random_state,
-            "density_gif": 0 if self.pictures is None else self.pictures.gif_length,
+            "density_gif": self.pictures.gif_length if self.plots and self.progress.epoch > 0 else 0,
         }
         save_checkpoint(self.folder / "checkpoint.pt", state)
 
