@@ -42,7 +42,7 @@ def solve_fixed_point(net: LipschitzNet, z: Tensor, tolerance: float) -> tuple[T
     error itself is mostly some digits below the bound.
 
     Raises:
-        InverseError: L is not below one, `z` is not finite, or rounding keeps the bound above `tolerance`.
+        InverseError: L is not below one, `z` or g is not finite, or rounding keeps the bound above `tolerance`.
     """
     L = net.lipschitz()
     if not L < 1:
@@ -64,7 +64,11 @@ def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[
     enough = tolerance / 2 if newton else tolerance  # the other half is for a last step
     active = _above(enough, bounds)
     fallback, limit = z.clone(), torch.full_like(unit, math.inf)  # the fixed-point step to go back to, and when
-    steps, most_steps = 0, _most_steps(bounds[active] / enough, L)
+    longest_way = float(bounds[active].max()) / enough if active.numel() else 1.0
+    if not math.isfinite(longest_way):
+        raise InverseError("the residual is not finite at a point to invert")
+    # At worst every second step is taken back.
+    steps, most_steps = 0, 4 + 2 * math.ceil(math.log(longest_way) / -math.log(L)) if L > 0 else 4
     while active.numel():
         if steps == most_steps:
             raise InverseError(
@@ -96,16 +100,6 @@ def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[
 def _above(limit: float, bounds: Tensor) -> Tensor:
     """Which of `bounds`, shape (n,), are above `limit` or not a number: their indices."""
     return torch.nonzero(~(bounds <= limit)).squeeze(1)
-
-
-def _most_steps(ratios: Tensor, L: float) -> int:
-    """That bounds so many times too large may take, of which at worst every second is taken back."""
-    if not ratios.numel() or L == 0:
-        return 4
-    largest = float(ratios.max())
-    if not math.isfinite(largest):
-        raise InverseError("the residual is not finite at a point to invert")
-    return 4 + 2 * math.ceil(math.log(largest) / -math.log(L))
 
 
 def _coarse_solution(g_of: NormalizedNet, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ def widened(x: Tensor) -> Tensor:
 
     Rounding grows along a chain of blocks: forward by up to 1 + L a block, in the inverse by up to 1 / (1 - L).
     """
-    return x if x.device.type == "mps" else x.double()
+    return x.double() if evaluation_device(x.device) == x.device else x
 
 
 def evaluation_device(device: torch.device) -> torch.device:
