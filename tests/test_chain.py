@@ -92,8 +92,11 @@ def test_any_width_and_batch(kind: type[FlowOfBlocks], width: int, batch: int) -
 
 ESTIMATORS = [
     Truncated(3),
+    Truncated(6, n_probes=2),
     Truncated(6, gradient="neumann", n_probes=3),
     RussianRoulette(memory="standard"),
+    RussianRoulette(gradient="series", memory="standard", n_probes=2),
+    RussianRoulette(gradient="series"),
     RussianRoulette(share="batch", probe="rademacher"),
     RussianRoulette(n_exact_terms=0, n_probes=2, distribution="poisson"),
 ]
@@ -107,6 +110,8 @@ def test_the_same_noise_gives_the_same_estimate(
 ) -> None:
     flow, x = make(estimator, dimensions, kind)
     twin, weight = compiled_copy(flow), torch.full((len(x),), 1 / len(x), dtype=torch.float64)
+    if estimator.memory == "standard":
+        weight *= torch.linspace(1, 2, len(x), dtype=torch.float64)
     found = []
     for each in (twin, flow):
         torch.manual_seed(2)

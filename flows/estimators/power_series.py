@@ -103,8 +103,9 @@ class PowerSeries(LogDetEstimator):
         """
         v = noise.probes
         tables = self._coefficients(noise.orders, v)
-        if self.compiled and not differentiable and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
-            return series(jacobian.matrix(), v, noise.orders, tables.lengths, tables.of_terms, tables.of_powers)
+        if self.compiled and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
+            J = jacobian.matrix() if differentiable else jacobian.matrix().detach()
+            return series(J, v, noise.orders, tables.lengths, tables.of_terms, tables.of_powers)
         of_terms, of_powers = (
             (table if noise.orders is None else table[noise.orders]).to(v.device)
             for table in (tables.of_terms, tables.of_powers)

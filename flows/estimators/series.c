@@ -1,6 +1,7 @@
 /* A power series of many small matrices, cut for each at its own length. flows/estimators/series.py says what and why. */
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #ifdef DOUBLE
 typedef double real;
@@ -8,13 +9,16 @@ typedef double real;
 typedef float real;
 #endif
 
-/* Of one matrix J and one probe v. power and next have room for d numbers each. */
-static inline __attribute__((always_inline)) real one(
-    int d, int64_t length, const real *J, const real *v, const real *of_terms, const real *of_powers, real *row, real *power,
-    real *next) {
+#define INLINE static inline __attribute__((always_inline))
+
+/* Of one matrix J and one probe v. power and next have room for d numbers each; kept, unless it is NULL, for all powers
+ * v^T J^k, k from 0 on. */
+INLINE real one(int d, int64_t length, const real *J, const real *v, const real *of_terms, const real *of_powers, real *row,
+                real *power, real *next, real *kept) {
     real sum = 0;
     for (int i = 0; i < d; i++) power[i] = v[i], row[i] = of_powers[0] * v[i];
     for (int64_t k = 1; k < length; k++) {
+        for (int i = 0; i < d && kept; i++) *kept++ = power[i];
         real product = 0;
         for (int j = 0; j < d; j++) next[j] = 0;
         for (int i = 0; i < d; i++)
@@ -29,6 +33,33 @@ static inline __attribute__((always_inline)) real one(
     return sum;
 }
 
+/* Adds the gradient by J to by_J: with column_k = of_terms[k] v + J column_(k+1) it is the sum of the products of
+ * (v^T J^(k-1))^T, which `one` has kept, and column_k^T. column and next have room for d numbers each. */
+INLINE void add_gradient(int d, int64_t length, const real *J, const real *v, const real *of_terms, const real *kept,
+                         real *column, real *next, real *by_J) {
+    for (int i = 0; i < d; i++) column[i] = 0;
+    for (int64_t k = length - 1; k > 0; k--) {
+        for (int i = 0; i < d; i++) {
+            next[i] = of_terms[k] * v[i];
+            for (int j = 0; j < d; j++) next[i] += J[i * d + j] * column[j];
+        }
+        for (int i = 0; i < d; i++) column[i] = next[i];
+        for (int i = 0; i < d; i++)
+            for (int j = 0; j < d; j++) by_J[i * d + j] += kept[(k - 1) * d + i] * column[j];
+    }
+}
+
+/* One sample: its estimate is returned, the gradient of that added to by_J unless that is NULL. */
+INLINE real sample(int d, int probes, int64_t length, const real *J, const real *v, const real *of_terms,
+                   const real *of_powers, real *row, real *kept, real *by_J) {
+    real sum = 0, here[d], next[d];
+    for (int m = 0; m < probes; m++, v += d, row += d) {
+        sum += one(d, length, J, v, of_terms, of_powers, row, here, next, kept);
+        if (by_J) add_gradient(d, length, J, v, of_terms, kept, here, next, by_J);
+    }
+    return sum;
+}
+
 /* For the samples from `begin` to `end`:
  *   J         (batch, d, d)
  *   v         (batch, probes, d)
@@ -36,24 +67,22 @@ static inline __attribute__((always_inline)) real one(
  *   lengths   (lines): from this power on, a line of both tables is zero
  *   of_terms, of_powers   (lines, powers)
  *   log_det   (batch); row  (batch, probes, d)
- * Returns 1. */
+ *   by_J      (batch, d, d): zeros, to which the gradient of each log_det by its J is added; or NULL
+ * Returns 0 if there is no memory. */
 int series(int64_t begin, int64_t end, int d, int probes, int64_t powers, const real *J, const real *v, const int64_t *orders,
-           const int64_t *lengths, const real *of_terms, const real *of_powers, real *log_det, real *row) {
+           const int64_t *lengths, const real *of_terms, const real *of_powers, real *log_det, real *row, real *by_J) {
+    real *kept = by_J ? malloc(powers * d * sizeof(real)) : NULL;
+    if (by_J && !kept) return 0;
     for (int64_t n = begin; n < end; n++) {
-        int64_t line = orders ? orders[n] : 0;
+        int64_t line = orders ? orders[n] : 0, length = lengths[line];
         const real *terms = of_terms + line * powers, *factors = of_powers + line * powers;
-        real sum = 0;
-        for (int m = 0; m < probes; m++) {
-            ptrdiff_t at = ((ptrdiff_t)n * probes + m) * d;
-            if (d == 2) { /* the compiler then keeps everything in registers */
-                real power[2], next[2];
-                sum += one(2, lengths[line], J + n * 4, v + at, terms, factors, row + at, power, next);
-            } else {
-                real power[d], next[d];
-                sum += one(d, lengths[line], J + (ptrdiff_t)n * d * d, v + at, terms, factors, row + at, power, next);
-            }
-        }
-        log_det[n] = sum;
+        ptrdiff_t probe = (ptrdiff_t)n * probes * d, matrix = (ptrdiff_t)n * d * d;
+        real *by = by_J ? by_J + matrix : NULL;
+        if (d == 2) /* the compiler then keeps everything in registers */
+            log_det[n] = sample(2, probes, length, J + matrix, v + probe, terms, factors, row + probe, kept, by);
+        else
+            log_det[n] = sample(d, probes, length, J + matrix, v + probe, terms, factors, row + probe, kept, by);
     }
+    free(kept);
     return 1;
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,10 +25,10 @@ LEAST = 2048  # samples: fewer are done before another thread has begun
 def series(
     J: Tensor, v: Tensor, orders: Tensor | None, lengths: Tensor, of_terms: Tensor, of_powers: Tensor
 ) -> tuple[Tensor, Tensor]:
-    r""":math:`\sum_v \sum_k a_k v^T J^k v` and, for each probe v, :math:`\sum_k b_k v^T J^k`, without graph.
+    r""":math:`\sum_v \sum_k a_k v^T J^k v`, and for each probe v the constant :math:`\sum_k b_k v^T J^k`.
 
     Args:
-        J: shape (batch, d, d), on the host.
+        J: shape (batch, d, d), on the host. The first result is differentiable by it, once.
         v: probes, shape (batch, probes, d).
         orders: the line of the tables that is each sample's, shape (batch,); None where there is one line.
         lengths: the powers that each line has, the zeros at its end left out, shape (lines,), int64.
@@ -39,20 +40,39 @@ def series(
     Raises:
         CompileError: see :func:`~flows.compiled.library`.
     """
-    J, v, of_terms, of_powers = (tensor.detach().contiguous() for tensor in (J, v, of_terms, of_powers))
-    batch, probes, d = v.shape
-    if orders is not None:
-        orders = orders.expand(batch).contiguous()
-    log_det, row = v.new_empty(batch), torch.empty_like(v)
-    pointers = [
-        None if tensor is None else tensor.data_ptr()
-        for tensor in (J, v, orders, lengths, of_terms, of_powers, log_det, row)
-    ]
-    function = library_of(v.dtype).series
-    in_threads(
-        shares(batch, 1, LEAST), lambda begin, end, _: function(begin, end, d, probes, of_powers.shape[1], *pointers)
-    )
-    return log_det, row
+    return _Series.apply(J, v, orders, lengths, of_terms, of_powers)
+
+
+class _Series(torch.autograd.Function):
+    """The gradient is computed beside the value: d x d numbers a sample, where a graph would keep every power."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, J: Tensor, v: Tensor, orders: Tensor | None, lengths: Tensor, of_terms: Tensor, of_powers: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        J, v, of_terms, of_powers = (tensor.contiguous() for tensor in (J, v, of_terms, of_powers))
+        batch, probes, d = v.shape
+        if orders is not None:
+            orders = orders.expand(batch).contiguous()
+        log_det, row = v.new_empty(batch), torch.empty_like(v)
+        by_J = torch.zeros_like(J) if ctx.needs_input_grad[0] else None
+        pointers = [
+            None if tensor is None else tensor.data_ptr()
+            for tensor in (J, v, orders, lengths, of_terms, of_powers, log_det, row, by_J)
+        ]
+        function = library_of(v.dtype).series
+        in_threads(
+            shares(batch, 1, LEAST),
+            lambda begin, end, _: function(begin, end, d, probes, of_powers.shape[1], *pointers),
+        )
+        ctx.save_for_backward(by_J)
+        ctx.mark_non_differentiable(row)
+        return log_det, row
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_log_det: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.saved_tensors[0] * by_log_det[:, None, None], None, None, None, None, None
 
 
 @functools.cache
@@ -64,5 +84,5 @@ def library_of(dtype: torch.dtype) -> ctypes.CDLL:
     """
     loaded = library(SOURCE, dtype)
     number = ctypes.c_int64
-    loaded.series.argtypes = [number, number, ctypes.c_int, ctypes.c_int, number, *[ctypes.c_void_p] * 8]
+    loaded.series.argtypes = [number, number, ctypes.c_int, ctypes.c_int, number, *[ctypes.c_void_p] * 9]
     return loaded
