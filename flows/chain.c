@@ -810,3 +810,38 @@ int backward(const Chain *chain, Chain *gradient, int64_t batch, int chunk, int6
     end_work(&arena, &work);
     return 1;
 }
+
+/* ---- an activation alone, of rows of numbers that are not in panels ----
+ * For the rows from `begin` to `end`: a and by_a are (rows, width); h, s and the gradients by them (rows, UNITS * width). */
+
+int activate_rows(int64_t begin, int64_t end, int width, const real *p, const real *restrict a, real *restrict h,
+                  real *restrict s) {
+    real parameter = *p;
+    for (int64_t r = begin; r < end; r++)
+        for (int k = 0; k < width; k++) {
+            Activated phi = activated(a[r * width + k], parameter);
+            for (int u = 0; u < UNITS; u++) h[(r * UNITS + u) * width + k] = phi.h[u], s[(r * UNITS + u) * width + k] = phi.s[u];
+        }
+    return 1;
+}
+
+/* by_p is that of these rows. */
+int pull_back_rows(int64_t begin, int64_t end, int width, const real *p, const real *restrict a, const real *restrict by_h,
+                   const real *restrict by_s, real *restrict by_a, real *restrict by_p) {
+    real parameter = *p, sums[width]; /* by column, so that a compiler can vectorize it */
+    memset(sums, 0, sizeof sums);
+    for (int64_t r = begin; r < end; r++)
+        for (int k = 0; k < width; k++) {
+            Activated phi = activated(a[r * width + k], parameter);
+            real sum = 0;
+            for (int u = 0; u < UNITS; u++) {
+                ptrdiff_t at = (r * UNITS + u) * width + k;
+                sum += by_h[at] * phi.s[u] + by_s[at] * phi.c[u];
+                sums[k] += by_h[at] * phi.h_by_p[u] + by_s[at] * phi.s_by_p[u];
+            }
+            by_a[r * width + k] = sum;
+        }
+    *by_p = 0;
+    for (int k = 0; k < width; k++) *by_p += sums[k];
+    return 1;
+}

@@ -22,10 +22,19 @@ from flows.activations import Activation
 from flows.bijection import InverseError
 from flows.compiled import CompileError, in_threads, library, shares
 
-__all__ = ["ChainWeights", "Inverted", "approach_through_chain", "library_of", "through_chain", "values_through_chain"]
+__all__ = [
+    "ChainWeights",
+    "Inverted",
+    "activate",
+    "approach_through_chain",
+    "library_of",
+    "through_chain",
+    "values_through_chain",
+]
 
 SOURCE = Path(__file__).with_name("chain.c")
 WORK = 1_500_000  # samples times a block's width squared, of all blocks: with less a thread is not worth its start
+NUMBERS = 100_000  # that enter an activation alone: with fewer a thread is not worth its start
 ROWS = 192  # of a stack of values and tangents: with a layer's weights it stays in a core's cache
 
 
@@ -99,6 +108,41 @@ def approach_through_chain(
     """As `NormalizedMLP.approach`, through a chain of one block without an affine map before it."""
     tensors = [tensor.detach().contiguous() for tensor in chain.tensors()]
     return _Call(activation, z, tensors).approach(z, steps, enough)
+
+
+def activate(activation: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`flows.fused.activate`: each number is read once, by single operations many times."""
+    parameter = activation.c_parameter(activation.own_parameter.to(a.dtype))
+    return _Activate.apply(type(activation), a, parameter)
+
+
+class _Activate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, activation: type[Activation], a: Tensor, parameter: Tensor) -> tuple[Tensor, Tensor]:
+        a, (rows, width) = a.contiguous(), a.shape
+        value, slope = a.new_empty(2, rows, activation.expansion * width)
+        function = library_of(activation, a.dtype).activate_rows
+        pointers = [tensor.data_ptr() for tensor in (parameter, a, value, slope)]
+        in_threads(shares(rows, 1, -(-NUMBERS // width)), lambda begin, end, _: function(begin, end, width, *pointers))
+        ctx.activation = activation
+        ctx.save_for_backward(a, parameter)
+        return value, slope
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, by_value: Tensor, by_slope: Tensor) -> tuple[Tensor | None, ...]:
+        a, parameter = ctx.saved_tensors
+        rows, width = a.shape
+        by_value, by_slope = by_value.contiguous(), by_slope.contiguous()
+        parts = shares(rows, 1, -(-NUMBERS // width))
+        by_a, by_parameter = torch.empty_like(a), a.new_empty(len(parts))
+        function = library_of(ctx.activation, a.dtype).pull_back_rows
+        pointers = [tensor.data_ptr() for tensor in (parameter, a, by_value, by_slope, by_a)]
+        in_threads(
+            parts,
+            lambda begin, end, number: function(begin, end, width, *pointers, by_parameter[number].data_ptr()),
+        )
+        return None, by_a, by_parameter.sum()
 
 
 class _Chain(torch.autograd.Function):
@@ -235,4 +279,6 @@ def library_of(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
         pointer, number, ctypes.c_int, number, number, ctypes.c_int, ctypes.c_double, pointer, pointer, pointer,
     ]  # fmt: skip
     loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer, pointer]
+    loaded.activate_rows.argtypes = [number, number, ctypes.c_int, *[pointer] * 4]
+    loaded.pull_back_rows.argtypes = [number, number, ctypes.c_int, *[pointer] * 6]
     return loaded

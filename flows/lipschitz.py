@@ -16,7 +16,7 @@ from torch.nn import functional
 from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
-from flows.chain import ChainWeights, approach_through_chain, library_of, through_chain, values_through_chain
+from flows.chain import ChainWeights, activate, approach_through_chain, library_of, through_chain, values_through_chain
 from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
 
@@ -308,7 +308,7 @@ class NormalizedMLP(NormalizedNet):
         activations: between the layers.
         fused: compute `forward_with_jacobian` as one autograd node, differentiable once (`flows/fused.py`),
             rather than by plain operations.
-        compiled: compute by the C library (`flows/chain.py`) where no gradient is asked for.
+        compiled: compute by the C library (`flows/chain.py`): where a gradient is asked for, only if `fused`.
     """
 
     weights: list[tuple[Tensor, Tensor]]
@@ -323,7 +323,7 @@ class NormalizedMLP(NormalizedNet):
         ]
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._runs_compiled(x):
+        if self._runs_compiled(x) and not torch.is_grad_enabled():
             return values_through_chain(*self._chain(x)) - x
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
@@ -332,11 +332,10 @@ class NormalizedMLP(NormalizedNet):
         return h
 
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        to_learn = self.fused and torch.is_grad_enabled()
-        if self._runs_compiled(x) or (to_learn and self.compiled and x.device.type == "cpu"):
+        if self._runs_compiled(x):
             z, jacobians = through_chain(*self._chain(x))
             return z - x, jacobians[0]
-        if to_learn:
+        if self.fused and torch.is_grad_enabled():
             return fused.value_and_jacobian(x, self.weights, self.activations)
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
@@ -353,13 +352,16 @@ class NormalizedMLP(NormalizedNet):
 
         The slopes of the activations are computed once, for all products. Differentiable, once where `fused`.
         """
-        once = self.fused and torch.is_grad_enabled()
-        activate = fused.activate if once else type(self.activations[0]).value_and_derivative
+        if self._runs_compiled(x):
+            pair = activate
+        else:
+            once = self.fused and torch.is_grad_enabled()
+            pair = fused.activate if once else type(self.activations[0]).value_and_derivative
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         slopes = []
         for activation, (weight, bias) in zip(self.activations, others, strict=True):
-            value, slope = activate(activation, h)
+            value, slope = pair(activation, h)
             slopes.append(slope.unflatten(1, (activation.expansion, -1)).unsqueeze(1))
             h = functional.linear(value, weight, bias)
 
@@ -377,7 +379,8 @@ class NormalizedMLP(NormalizedNet):
         return super().approach(z, steps, enough)
 
     def _runs_compiled(self, x: Tensor) -> bool:
-        return self.compiled and not torch.is_grad_enabled() and x.device.type == "cpu"
+        # What it leaves for a gradient serves once.
+        return self.compiled and x.device.type == "cpu" and (self.fused or not torch.is_grad_enabled())
 
     def _chain(self, x: Tensor) -> tuple[type[Activation], Tensor, ChainWeights]:
         """Itself as a chain of one block without an affine map before it, which carries x to x + g(x)."""

@@ -99,6 +99,8 @@ ESTIMATORS = [
     RussianRoulette(gradient="series"),
     RussianRoulette(share="batch", probe="rademacher"),
     RussianRoulette(n_exact_terms=0, n_probes=2, distribution="poisson"),
+    RussianRoulette(jacobian="vjp", n_probes=2),
+    Truncated(4, jacobian="vjp"),
 ]
 
 
@@ -117,6 +119,25 @@ def test_the_same_noise_gives_the_same_estimate(
         torch.manual_seed(2)
         log_prob = each.log_prob(x)
         found.append([log_prob, *torch.autograd.grad(log_prob, each.parameters(), weight)])
+    for ours, plain in zip(*found, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", activation_names())
+def test_an_activation_alone(name: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, _ = make(Exact(), activation=name)
+    compiled_copy(flow)  # or there is no compiler
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(chain, "NUMBERS", 1)  # so that even these few are shared
+    activation = flow._nets[0].activations[0]
+    a = (3 * torch.randn(40, 7, dtype=torch.float64)).requires_grad_()
+    found = []
+    for pair in (chain.activate(activation, a), activation.value_and_derivative(a)):
+        weights = [torch.linspace(-1, 2, 40 * pair[0].shape[1], dtype=torch.float64).cos().view_as(pair[0])] * 2
+        inputs = [a, *activation.parameters()]
+        by_value = torch.autograd.grad(pair, inputs, [weights[0], torch.zeros_like(weights[0])], retain_graph=True)
+        found.append([*pair, *by_value, *torch.autograd.grad(pair, inputs, weights)])
     for ours, plain in zip(*found, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-11, atol=1e-12)
 
