@@ -1,4 +1,4 @@
-"""Muon against exact singular values, and as an optimizer."""
+"""Muon against exact singular values and its formula, Adam against torch's own, and what both are as optimizers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch
 
 from flows import ResidualFlow
 from flows.estimators import Exact
+from training.adam import Adam
 from training.muon import Muon, orthogonalize
 from training.optimizers import adam, muon
 
@@ -56,6 +57,36 @@ def test_a_step_is_that_of_the_formula() -> None:
         update = orthogonalize(0.1 * gradient + 0.9 * momentum)
         expected = (1 - 0.1 * 0.5) * expected - 0.1 * 0.2 * 8**0.5 * update
     torch.testing.assert_close(weight.detach(), expected)
+
+
+def test_adam_is_that_of_torch_and_goes_on_from_its_state() -> None:
+    ours, theirs = (
+        [torch.ones(shape, dtype=torch.float64, requires_grad=True) for shape in ((3, 2, 4), (5,))] for _ in range(2)
+    )
+    torchs = torch.optim.Adam(theirs, lr=0.1, betas=(0.8, 0.95), fused=True)
+    adams = [Adam(ours, 0.1, 0.8, 0.95)]
+    for seed in range(6):
+        generator = torch.Generator().manual_seed(seed)
+        for a, b in zip(ours, theirs, strict=True):
+            a.grad = b.grad = torch.randn(a.shape, generator=generator, dtype=torch.float64)
+        if seed == 3:  # as a checkpoint written with torch's
+            adams.append(Adam(ours, 0.1, 0.8, 0.95))
+            adams[-1].load_state_dict(torchs.state_dict())
+        adams[-1].param_groups[0]["lr"] = torchs.param_groups[0]["lr"] = 0.1 / (1 + seed)
+        adams[-1].step()
+        torchs.step()
+        for a, b in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+def test_the_state_of_other_parameters_is_refused() -> None:
+    state = Adam([torch.ones(3, 2, 4)], 0.1, 0.9, 0.9).state_dict()
+    with pytest.raises(ValueError, match="exp_avg of parameter 0 is of shape"):
+        Adam([torch.ones(1, 2, 4)], 0.1, 0.9, 0.9).load_state_dict(state)
+    with pytest.raises(KeyError):
+        Adam([torch.ones(3, 2, 4), torch.ones(2)], 0.1, 0.9, 0.9).load_state_dict(state)
+    with pytest.raises(KeyError):
+        Muon([torch.ones(3, 2, 4)], 0.1, 0.9, 0.0).load_state_dict(state)
 
 
 def test_every_parameter_has_its_optimizer() -> None:

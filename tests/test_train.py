@@ -43,6 +43,18 @@ def same_weights(a: Result, b: Result) -> bool:
     )
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adam"])
+def test_a_start_waits_for_nothing_that_it_does_not_need(tmp_path: Path, optimizer: str) -> None:
+    settings = (*TINY, f"optimizer={optimizer}", "trainer.plots=false", "trainer.steps_per_epoch=1")
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(PROJECT / "train.py"), *settings],
+        cwd=tmp_path, check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
+    assert "torch" in imported
+    assert imported.isdisjoint({"torch._dynamo", "sympy", "scipy", "zuko"})
+
+
 class TestRunFolder:
     def test_holds_what_the_contract_says(self, tmp_path: Path) -> None:
         process = start("train", "flow=resflow", "data=moons", "threads=1", *TINY, cwd=tmp_path)

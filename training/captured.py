@@ -15,7 +15,7 @@ from torch import Tensor
 from arguments import ArgumentError
 from flows import Flow
 from training.learner import Learner
-from training.muon import Together
+from training.optimizer import Together
 
 __all__ = ["CapturedLearner", "CudaGraphs", "require_capturable"]
 

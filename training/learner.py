@@ -12,7 +12,7 @@ from flows import Flow
 from flows.lipschitz import LipschitzLinear
 from flows.power_iteration import power_iterate
 from flows.stacks import stack_parameters
-from training.muon import Together
+from training.optimizer import Together
 
 __all__ = ["POWER_ITERATIONS", "Learner"]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from flows.compiled import in_threads, library, shares
+from training.optimizer import Optimizer
 
-__all__ = ["Muon", "Together", "library_of", "orthogonalize"]
+__all__ = ["Muon", "library_of", "orthogonalize"]
 
 SOURCE = Path(__file__).with_name("muon.c")
 WORK = 200_000  # entries of all the products' factors: with fewer a thread is not worth its start
@@ -71,7 +71,7 @@ def library_of(dtype: torch.dtype) -> ctypes.CDLL:
     return loaded
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(Optimizer):
     r"""Momentum, orthogonalized, for weight matrices.
 
     .. math:: W \leftarrow (1 - \eta \lambda) W
@@ -86,43 +86,17 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, matrices: Iterable[Tensor], lr: float, momentum: float, weight_decay: float, compiled: bool = False
     ) -> None:
-        super().__init__(matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.compiled = compiled
+        super().__init__(matrices, lr)
+        self.momentum, self.weight_decay, self.compiled = momentum, weight_decay, compiled
+
+    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        return {"momentum": torch.zeros_like(parameter, requires_grad=False)}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:
-        for group in self.param_groups:
-            for W in group["params"]:
-                state = self.state[W]
-                if "momentum" not in state:
-                    state["momentum"] = torch.zeros_like(W)
-                average = state["momentum"].lerp_(W.grad, 1 - group["momentum"])
-                update = orthogonalize(torch.lerp(W.grad, average, group["momentum"]), self.compiled)
-                W.mul_(1 - group["lr"] * group["weight_decay"])
-                W.sub_(update.mul_(group["lr"] * 0.2 * max(W.shape[-2:]) ** 0.5))  # a rate may be a tensor
-
-
-class Together:
-    """One or more optimizers of stacked parameters, each of its own, behind the interface of one."""
-
-    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
-        self.optimizers = optimizers
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
-
-    def zero_grad(self) -> None:
-        """Set the gradients to zero in place: see :func:`~flows.stacks.stack_parameters`."""
-        torch._foreach_zero_([parameter.grad for group in self.param_groups for parameter in group["params"]])
-
     def step(self) -> None:
-        for optimizer in self.optimizers:
-            optimizer.step()
-
-    def state_dict(self) -> list[dict[str, Any]]:
-        return [optimizer.state_dict() for optimizer in self.optimizers]
-
-    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
-        for optimizer, part in zip(self.optimizers, state, strict=True):
-            optimizer.load_state_dict(part)
+        lr = self.param_groups[0]["lr"]  # may be a tensor
+        for W, state in zip(self.parameters, self.state, strict=True):
+            average = state["momentum"].lerp_(W.grad, 1 - self.momentum)
+            update = orthogonalize(torch.lerp(W.grad, average, self.momentum), self.compiled)
+            W.mul_(1 - lr * self.weight_decay)
+            W.sub_(update.mul_(lr * 0.2 * max(W.shape[-2:]) ** 0.5))

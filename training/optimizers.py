@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
-from torch import Tensor
-
 from arguments import Range, checked
 from flows import Flow
 from flows.stacks import stack_parameters
-from training.muon import Muon, Together
+from training.adam import Adam
+from training.muon import Muon
+from training.optimizer import Together
 
 __all__ = ["adam", "muon"]
 
@@ -21,7 +20,7 @@ Decay = Annotated[float, Range(ge=0, lt=1)]
 @checked
 def adam(flow: Flow, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> Together:
     """Adam (Kingma and Ba 2015) on all parameters of `flow`."""
-    return Together(_adam(stack_parameters(flow), lr, beta1, beta2))
+    return Together(Adam(stack_parameters(flow), lr, beta1, beta2))
 
 
 @checked
@@ -41,10 +40,4 @@ def muon(
     stacks = stack_parameters(flow)
     matrices = [stack for stack in stacks if stack.ndim == 3]
     others = [stack for stack in stacks if stack.ndim != 3]
-    return Together(Muon(matrices, lr, momentum, weight_decay, flow.compiled), _adam(others, adam_lr, beta1, beta2))
-
-
-def _adam(parameters: list[Tensor], lr: float, beta1: float, beta2: float) -> torch.optim.Optimizer:
-    device = parameters[0].device.type
-    fused = device in ("cpu", "cuda", "mps")  # one kernel for all parameters, where there is one
-    return torch.optim.Adam(parameters, lr=lr, betas=(beta1, beta2), fused=fused, capturable=device == "cuda")
+    return Together(Muon(matrices, lr, momentum, weight_decay, flow.compiled), Adam(others, adam_lr, beta1, beta2))

@@ -32,7 +32,7 @@ from training.diagnosis import ContractionError, NonFiniteError, diagnose, first
 from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
 from training.learner import POWER_ITERATIONS, Learner
-from training.muon import Together
+from training.optimizer import Together
 from training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:

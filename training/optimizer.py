@@ -1,0 +1,79 @@
+"""What an optimizer of stacked parameters must offer, and several behind the interface of one."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Optimizer", "Together"]
+
+
+class Optimizer(abc.ABC):
+    """Moves parameters by their gradients, at one learning rate.
+
+    What is here of torch's optimizers is all that the learner uses, so that one of theirs serves as well. They are not
+    derived from, because the first use of one imports torch's compiler, which is a quarter of a start.
+
+    Args:
+        parameters: on their device.
+        lr: learning rate, which may be set in `param_groups` from step to step, to a tensor too.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        self.parameters = list(parameters)
+        self.param_groups: list[dict[str, Any]] = [{"params": self.parameters, "lr": lr}]
+        self.state = [self.initial_state(parameter) for parameter in self.parameters]
+
+    @abc.abstractmethod
+    def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
+        """What is kept of a parameter from step to step, before the first."""
+
+    @abc.abstractmethod
+    def step(self) -> None:
+        """Move every parameter."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": dict(enumerate(self.state))}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned, of the same parameters.
+
+        Raises:
+            KeyError, ValueError: it is of others.
+        """
+        for number, kept in enumerate(self.state):
+            for name, tensor in kept.items():
+                saved = state["state"][number][name]
+                if saved.shape != tensor.shape:
+                    raise ValueError(f"{name} of parameter {number} is of shape {tuple(saved.shape)}")
+                tensor.copy_(saved)
+
+
+class Together:
+    """One or more optimizers of stacked parameters, each of its own, behind the interface of one."""
+
+    def __init__(self, *optimizers: Optimizer | torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
+
+    def zero_grad(self) -> None:
+        """Set the gradients to zero in place: see :func:`~flows.stacks.stack_parameters`."""
+        torch._foreach_zero_([parameter.grad for group in self.param_groups for parameter in group["params"]])
+
+    def step(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def load_state_dict(self, state: list[dict[str, Any]]) -> None:
+        for optimizer, part in zip(self.optimizers, state, strict=True):
+            optimizer.load_state_dict(part)
