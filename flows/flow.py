@@ -96,12 +96,13 @@ class Flow(Bijection):
         """
         x = widened(z)
         path = [x]
-        for bijection in reversed(self.bijections):
-            x = bijection.preimage(x)
-            if not isinstance(bijection, (ActNorm, Standardize)):
-                path.append(x)
-            elif len(path) > 1:
-                path[-1] = x
+        with self.threads():
+            for bijection in reversed(self.bijections):
+                x = bijection.preimage(x)
+                if not isinstance(bijection, (ActNorm, Standardize)):
+                    path.append(x)
+                elif len(path) > 1:
+                    path[-1] = x
         return [x.to(z.dtype) for x in path]
 
     @torch.no_grad()

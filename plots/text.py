@@ -30,9 +30,16 @@ def draw_text(
         anchor: Pillow's, such as "rm" for the right end and the middle of the line.
     """
     left, top, right, bottom = clear
-    strip = Image.new("L", (right - left, bottom - top), 255)
-    ImageDraw.Draw(strip).text((at[0] - left, at[1] - top), text, fill=0, font=_font(size), anchor=anchor)
-    canvas[top:bottom, left:right] = np.rint(np.asarray(strip) * ((GREYS - 1) / 255)).astype(np.uint8)
+    canvas[top:bottom, left:right] = _strip(
+        (right - left, bottom - top), (at[0] - left, at[1] - top), text, size, anchor
+    )
+
+
+@functools.lru_cache(maxsize=64)  # an animation has the same text in many frames
+def _strip(shape: tuple[int, int], at: tuple[int, int], text: str, size: int, anchor: str) -> np.ndarray:
+    strip = Image.new("L", shape, 255)
+    ImageDraw.Draw(strip).text(at, text, fill=0, font=_font(size), anchor=anchor)
+    return np.rint(np.asarray(strip) * ((GREYS - 1) / 255)).astype(np.uint8)
 
 
 @functools.cache
