@@ -501,7 +501,7 @@ def test_pages_that_do_not_go_together_are_named(run: Run) -> None:
 def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) -> None:
     result = run("train", "estimator=truncated", "data=rings", "--help")
     assert result.status == 0
-    assert "estimator.n_terms=10" in result.out
+    assert "estimator.n_terms=20" in result.out
     assert "data.radii=" in result.out
     assert "estimator.share" not in result.out
     assert not list(tmp_path.iterdir())
