@@ -37,7 +37,8 @@ class Optimizer(abc.ABC):
         """Move every parameter."""
 
     def state_dict(self) -> dict[str, Any]:
-        return {"state": dict(enumerate(self.state))}
+        """What is kept of each parameter; and the learning rate, for people to read: every step is given its own."""
+        return {"state": dict(enumerate(self.state)), "param_groups": [{"lr": self.param_groups[0]["lr"]}]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from what `state_dict` returned, of the same parameters.
