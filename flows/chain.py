@@ -111,7 +111,11 @@ def approach_through_chain(
 
 
 def activate(activation: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`flows.fused.activate`: each number is read once, by single operations many times."""
+    """As :func:`flows.fused.activate`, by the C library: each number is read once, by single operations many times.
+
+    Raises:
+        CompileError: see `library_of`.
+    """
     parameter = activation.c_parameter(activation.own_parameter.to(a.dtype))
     return _Activate.apply(type(activation), a, parameter)
 

@@ -14,7 +14,13 @@ __all__ = ["Adam"]
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba 2015, arXiv 1412.6980), of parameters that are all on one device."""
+    """Adam (Kingma and Ba 2015, arXiv 1412.6980), of parameters that are all on one device.
+
+    Args:
+        beta1, beta2: decay of the averages of the gradient and of its square.
+
+    The others are those of :class:`~training.optimizer.Optimizer`.
+    """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, beta1: float, beta2: float) -> None:
         super().__init__(parameters, lr)

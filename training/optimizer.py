@@ -30,7 +30,7 @@ class Optimizer(abc.ABC):
 
     @abc.abstractmethod
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
-        """What is kept of a parameter from step to step, before the first."""
+        """What is kept of a parameter from step to step, as it is before the first, by name."""
 
     @abc.abstractmethod
     def step(self) -> None:
