@@ -7,7 +7,7 @@ WITHOUT = {
     "independent points in a batch": ["trainer.stratified=false"],
     "frequencies not learned": ["flow.activation=sincos"],
     "LipSwish": ["flow.activation=lipswish"],
-    "two layers a block": ["flow=resflow", "flow.blocks=16", "flow.width=48", "flow.depth=2"],
+    "two layers a block": ["flow=resflow", "flow.blocks=16", "flow.width=48", "flow.depth=2", "flow.coeff=0.99"],
     "bound 0.9": ["flow.coeff=0.9"],
     "no ActNorm": ["flow.actnorm=false"],
     "estimated log-determinants": ["estimator=russian_roulette"],

@@ -194,7 +194,7 @@ def test_sampling_while_training_is_of_a_certified_flow(
     watched = run("train", *settings, folder=folder)
     assert watched.status == 0, watched.err
     assert len(seen) == 2
-    assert max(seen) < 0.99**3 + 1e-5
+    assert max(seen) < 0.87**3 + 1e-5
     assert watched.rows == plain.rows  # and to be watched changes nothing
 
 

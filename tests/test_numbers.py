@@ -103,7 +103,7 @@ class TestContraction:
         assert result.summary["power_iterations"] > POWER_ITERATIONS
         assert result.summary["lipschitz_in_training"] > 1
         assert max(float(row["lipschitz_in_training"]) for row in result.rows) > 1
-        assert all(float(row["lipschitz"]) < 0.99**5 + 1e-5 for row in result.rows)
+        assert all(float(row["lipschitz"]) < 0.87**5 + 1e-5 for row in result.rows)
 
     def test_one_that_cannot_be_repaired_stops_the_run(
         self, run: Run, tmp_path: Path, behind: None, monkeypatch: pytest.MonkeyPatch
