@@ -20,7 +20,7 @@ def inverse_error_out_to_six_standard_deviations(folder: Path) -> float:
     data = build(run.config.data).sample(10_000, torch.Generator().manual_seed(0))
     angle = torch.linspace(0, 6.2832, 400)
     circle = torch.stack([angle.cos(), angle.sin()], dim=1) * data.std(dim=0)
-    x = torch.cat([data.mean(dim=0) + radius * circle for radius in (0.5, 1, 2, 3, 4, 5, 6)])
+    x = torch.cat([data.mean(dim=0) + radius * circle for radius in torch.linspace(0.05, 6, 120)])
     return float((run.flow.inverse(run.flow(x)[0])[0] - x).abs().max())
 
 
