@@ -75,7 +75,7 @@ def test_changed_settings_are_those_that_differ_from_what_was_chosen(
         "optimizer": ("adam", "muon"),
         "seed": (2, 0),
         "device": ("cpu", "auto"),
-        "flow.coeff": (0.9, 0.97),
+        "flow.coeff": (0.9, 0.88),
         "trainer.epochs": (1, 10),
         "trainer.steps_per_epoch": (1, 480),
     }
