@@ -82,11 +82,12 @@ real smallest = -708, largest = 709;
 real smallest = -87, largest = 88;
 #endif
 
-/* e^r for |r| <= ln 2 / 2, from the highest power to the lowest: Taylor's coefficients for double, those of Cephes for float. */
+/* e^r for |r| <= ln 2 / 2, from the highest power to the lowest: for double the polynomial of degree 11 whose largest
+ * relative error, 3e-18, is the smallest (by Remez' algorithm); for float that of Cephes. */
 #ifdef DOUBLE
 static const real POWERS[] = {
-    1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040, 1. / 720, 1. / 120,
-    1. / 24, 1. / 6, 1. / 2, 1, 1};
+    2.4994314816236954e-8, 2.7632293229705629e-7, 2.7557622499311846e-6, 2.4801486521580922e-5, 1.9841269432715297e-4,
+    1.3888888951223825e-3, 8.3333333335592535e-3, 4.1666666666492768e-2, 1.6666666666666169e-1, 5.0000000000000177e-1, 1, 1};
 #else
 static const real POWERS[] = {
     1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f, 1, 1};
@@ -126,9 +127,11 @@ INLINE Activated activated(real a, real p) {
 typedef vector Row[VECTORS];
 
 INLINE real sum_of(Row row) {
-    real sums[PANEL];
-    EACH_VECTOR store(sums + t, row[v]);
-    for (int half = PANEL / 2; half > 0; half /= 2) /* in pairs, so that a compiler can vectorize it */
+    vector sum = row[0];
+    for (int v = 1; v < VECTORS; v++) sum += row[v];
+    real sums[LANES];
+    store(sums, sum);
+    for (int half = LANES / 2; half > 0; half /= 2) /* in pairs, so that a compiler can vectorize it */
         for (int t = 0; t < half; t++) sums[t] += sums[t + half];
     return sums[0];
 }
@@ -186,7 +189,7 @@ typedef struct {
     real **weight, **bias;   /* depth + 1 each: (blocks, n_out, n_in) and (blocks, n_out) */
     real *parameter;         /* (blocks, depth), of the activations */
     int8_t *inverted;        /* (blocks): whether x + g(x) = y is solved for x, rather than x carried to x + g(x) */
-    double lipschitz;        /* of each g, at most; below 1 where a block is inverted */
+    double *lipschitz;       /* (blocks): of each g, at most; below 1 where a block is inverted */
 } Chain;
 
 enum { ALIGNMENT = 64 };
@@ -207,7 +210,8 @@ static real *take(Arena *arena, size_t n) {
 typedef struct {
     real *first;                  /* (d, width): the first layer's, transposed */
     real *first_bias;             /* (width) */
-    real **forward, **backward;   /* of layers 2 to depth: transposed, (units * width, width); as is, (width, units * width) */
+    real **forward;               /* of layers 2 to depth: transposed, (units * width, width) */
+    real **backward;              /* the same as is, (width, units * width), for gradients alone */
     real *last;                   /* (d, units * width) */
 } Packed;
 
@@ -227,7 +231,7 @@ static void pack(const Chain *chain, int block, Packed *packed) {
                     int k = u * wide + i;
                     real value = W[((ptrdiff_t)n * UNITS + u) * w + i];
                     forward[((ptrdiff_t)(n / PANEL) * inner + k) * PANEL + n % PANEL] = value;
-                    backward[((ptrdiff_t)(k / PANEL) * wide + n) * PANEL + k % PANEL] = value;
+                    if (backward) backward[((ptrdiff_t)(k / PANEL) * wide + n) * PANEL + k % PANEL] = value;
                 }
     }
     W = chain->weight[chain->depth] + (ptrdiff_t)block * d * UNITS * w;
@@ -264,7 +268,7 @@ static void lay_out(const Chain *chain, int n, int with_gradients, Arena *arena,
     work->weights.last = take(arena, (size_t)d * inner);
     for (int layer = 0; layer < depth; layer++) {
         work->weights.forward[layer] = layer ? take(arena, matrix) : NULL;
-        work->weights.backward[layer] = layer ? take(arena, matrix) : NULL;
+        work->weights.backward[layer] = layer && with_gradients ? take(arena, matrix) : NULL;
         work->by_weight[layer] = layer && with_gradients ? take(arena, matrix) : NULL;
         work->pre[layer] = take(arena, layer ? rows * wide : (size_t)n * wide);
     }
@@ -464,27 +468,32 @@ static const real SOLVED = 1e-12, NEARLY_SOLVED = 1e-7;
 static const real SOLVED = 1e-5, NEARLY_SOLVED = 1e-3;
 #endif
 
-/* residual = y - x - g; returns its norm over max(1, |y|). */
-static real residual_of(int d, const real *y, const real *x, const real *g, real *residual) {
+/* |a| / max(1, |y|). */
+static real relative(int d, const real *a, const real *y) {
     real norm = 0, size = 0;
-    for (int i = 0; i < d; i++) {
-        residual[i] = y[i] - x[i] - g[i];
-        norm += residual[i] * residual[i], size += y[i] * y[i];
-    }
+    for (int i = 0; i < d; i++) norm += a[i] * a[i], size += y[i] * y[i];
     return sqrt(norm) / (size > 1 ? sqrt(size) : 1);
 }
 
-/* Solves x + g(x) = y, given y in work->x: x into work->x, g and J there into work->out, and what enters the activations.
- * As flows/fixed_point.py does, by Newton steps, of which one that does not shrink the residual by L is taken back for
- * x + r, which does; only for the samples that are not there yet. A y that is not finite is left alone.
+/* residual = y - x - g; returns its norm over max(1, |y|). */
+static real residual_of(int d, const real *y, const real *x, const real *g, real *residual) {
+    for (int i = 0; i < d; i++) residual[i] = y[i] - x[i] - g[i];
+    return relative(d, residual, y);
+}
+
+/* Solves x + g(x) = y: from a start in work->x to x in work->x, g and J there into work->out, and what enters the
+ * activations. As flows/fixed_point.py does, by Newton steps, of which one that does not shrink the residual by L is taken
+ * back for x + r, which does; only for the samples that are not there yet. One that is not finite is left alone.
+ *   y   (n, d)
  * Returns 0 if a residual does not come down. */
-static int solve_block(const Chain *chain, int block, int n, Work *work) {
+static int solve_block(const Chain *chain, int block, int n, const real *y, Work *work) {
     int d = chain->d, active[n], left = 0;
-    real y[n * d], x[n * d], fallback[n * d], limit[n], residual[d], step[d], M[d * d], enough = NEARLY_SOLVED;
-    memcpy(y, work->x, sizeof y), memcpy(x, work->x, sizeof x);
+    real x[n * d], fallback[n * d], limit[n], residual[d], step[d], M[d * d], enough = NEARLY_SOLVED;
+    double L = chain->lipschitz[block];
+    memcpy(x, work->x, sizeof x);
     for (int s = 0; s < n; s++) {
         int finite = 1;
-        for (int i = 0; i < d; i++) finite &= isfinite(y[s * d + i]) != 0;
+        for (int i = 0; i < d; i++) finite &= isfinite(y[s * d + i]) && isfinite(x[s * d + i]);
         limit[s] = INFINITY;
         if (finite) active[left++] = s;
     }
@@ -508,11 +517,11 @@ static int solve_block(const Chain *chain, int block, int n, Work *work) {
                     x[s * d + i] = accepted ? here[i] + step[i] : fallback[s * d + i];
                     fallback[s * d + i] = here[i] + residual[i];
                 }
-                limit[s] = accepted ? chain->lipschitz * norm : INFINITY;
+                limit[s] = accepted ? L * norm : INFINITY;
                 largest = norm > largest ? norm : largest;
                 if (!accepted || norm > enough) active[others++] = s;
             }
-            if (steps == 0) most_steps = 8 + 2 * log(SOLVED / fmax(largest, SOLVED)) / log(chain->lipschitz);
+            if (steps == 0) most_steps = 8 + 2 * log(SOLVED / fmax(largest, SOLVED)) / log(L);
             left = others;
         }
         memcpy(work->x, x, sizeof x);
@@ -531,6 +540,7 @@ static int solve_block(const Chain *chain, int block, int n, Work *work) {
  * Returns 0 if there is no memory, -1 if a block cannot be inverted. */
 int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, real *inputs, real *jacobian, real *kept) {
     int d = chain->d;
+    real y[chunk * d];
     Arena arena;
     Work work;
     if (!begin_work(chain, chunk, 0, &arena, &work)) return 0;
@@ -544,7 +554,8 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
                 work.pre[layer] = kept_of(chain, kept, batch, chunk, block, layer, start);
             real *z = inputs + ((block + 1) * batch + start) * d;
             if (chain->inverted[block]) {
-                if (!solve_block(chain, block, n, &work)) {
+                memcpy(y, work.x, sizeof(real) * n * d);
+                if (!solve_block(chain, block, n, y, &work)) {
                     end_work(&arena, &work);
                     return -1;
                 }
@@ -564,20 +575,19 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
     return 1;
 }
 
-/* From x = z towards x + g(x) = z, g of a chain of one block, whose affine map is not used: a Newton step, then steps of
- * Broyden's method, which need no Jacobian. A sample stops where a step does not shrink its residual, and after `steps`, or
- * where the residual is `enough`, with one step more, which then costs nothing.
+/* From x = z towards x + g(x) = z, g of one block, whose affine map is not used: a Newton step, then steps of Broyden's
+ * method, which need no Jacobian. A sample stops where a step does not shrink its residual, and after `steps`, or where the
+ * residual is `enough`, with one step more, which then costs nothing.
  *   z, x      (batch, d)
  *   inverse   (batch, d, d): (I + J)^-1, roughly
  * Returns 0 if there is no memory. */
-int approach(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t end, int steps, double enough,
-             const real *z, real *x, real *inverse) {
+int approach(const Chain *chain, int block, int chunk, int64_t begin, int64_t end, int steps, double enough, const real *z,
+             real *x, real *inverse) {
     int d = chain->d;
     Arena arena;
     Work work;
-    (void)batch;
     if (!begin_work(chain, chunk, 0, &arena, &work)) return 0;
-    pack(chain, 0, &work.weights);
+    pack(chain, block, &work.weights);
     for (int64_t start = begin; start < end; start += chunk) {
         int n = end - start < chunk ? end - start : chunk, active[n], left = n;
         const real *to = z + start * d;
@@ -585,7 +595,7 @@ int approach(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_
         memcpy(work.x, to, sizeof step);
         memcpy(here, to, sizeof step);
         work.stacked = 1 + d;
-        evaluate_block(chain, 0, n, &work);
+        evaluate_block(chain, block, n, &work);
         for (int s = 0; s < n; s++) {
             invert_jacobian(d, n, s, &work, inverses + s * d * d);
             last[s] = residual_of(d, to + s * d, here + s * d, work.out + s * d, residual);
@@ -596,7 +606,7 @@ int approach(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_
         for (int k = 1; left && k <= steps; k++) {
             for (int a = 0; a < left; a++)
                 for (int i = 0; i < d; i++) work.x[a * d + i] = here[active[a] * d + i] + step[active[a] * d + i];
-            evaluate_block(chain, 0, left, &work);
+            evaluate_block(chain, block, left, &work);
             int others = 0;
             for (int a = 0; a < left; a++) {
                 int s = active[a];
@@ -624,6 +634,105 @@ int approach(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_
     }
     end_work(&arena, &work);
     return 1;
+}
+
+/* The solution of x + g(x) = y, from a start in work->x, as flows/fixed_point.py certifies it: with a residual r the distance
+ * to it is at most |r| / (1 - L). Where that is too long, by `solve_block`.
+ *   y         (n, d)
+ *   inverse   (n, d, d): (I + J)^-1, roughly
+ *   x         (n, d)
+ *   bounds    (n): on the distance over max(1, |y|), each at most `tolerance`
+ * Returns 0 if rounding keeps one above it. */
+static int certify(const Chain *chain, int block, int n, const real *y, const float *inverse, double tolerance, real *x,
+                   real *bounds, Work *work) {
+    int d = chain->d, rest[n], left = 0, all = 1;
+    real residual[d], step[d], M[d * d], of_rest[n * d];
+    double L = chain->lipschitz[block];
+    memcpy(x, work->x, sizeof(real) * n * d);
+    work->stacked = 1;
+    evaluate_block(chain, block, n, work);
+    for (int s = 0; s < n; s++) {
+        const real *here = y + s * d;
+        bounds[s] = residual_of(d, here, x + s * d, work->out + s * d, residual) / (1 - L);
+        if (!(bounds[s] <= tolerance / 2)) { /* the other half is for one step more, without a look */
+            rest[left++] = s;
+            continue;
+        }
+        for (int k = 0; k < d * d; k++) M[k] = inverse[s * d * d + k];
+        multiply(d, M, residual, step);
+        real further = relative(d, step, here);
+        if (!(bounds[s] + further <= tolerance)) continue;
+        for (int i = 0; i < d; i++) x[s * d + i] += step[i];
+        bounds[s] += further;
+    }
+    if (!left) return 1;
+    work->stacked = 1 + d;
+    for (int k = 0; k < left; k++) {
+        memcpy(of_rest + k * d, y + rest[k] * d, sizeof(real) * d);
+        memcpy(work->x + k * d, x + rest[k] * d, sizeof(real) * d);
+    }
+    if (!solve_block(chain, block, left, of_rest, work)) return 0;
+    for (int k = 0; k < left; k++) {
+        real norm = residual_of(d, of_rest + k * d, work->x + k * d, work->out + k * d, residual);
+        memcpy(x + rest[k] * d, work->x + k * d, sizeof(real) * d);
+        bounds[rest[k]] = norm / (1 - L);
+        all &= bounds[rest[k]] <= tolerance;
+    }
+    return all;
+}
+
+/* `approach`, of the library for float. */
+typedef int Approach(const void *chain, int block, int chunk, int64_t begin, int64_t end, int steps, double enough,
+                     const float *z, float *x, float *inverse);
+
+/* Carries the samples from `begin` to `end` through the chain, values alone, and solves inverted blocks to a guarantee.
+ *   coarse, start, steps, enough   where from: the same chain in float, with `approach` and what that is told
+ *   tolerance   (blocks): see `certify`
+ *   inputs      (blocks + 1, batch, d): the first is given; what enters each block and leaves the last
+ *   bounds      (blocks, batch): see `certify`; of blocks that are not inverted left alone
+ * Returns 0 if there is no memory, -1 if a block cannot be inverted as closely as that. */
+int forward_certified(const Chain *chain, const void *coarse, Approach *start, int steps, double enough,
+                      const double *tolerance, int64_t batch, int chunk, int64_t begin, int64_t end, real *inputs,
+                      real *bounds) {
+    int d = chain->d, done = 1;
+    int64_t share = end - begin;
+    real y[chunk * d];
+    Arena arena;
+    Work work;
+    float *rounded = malloc(sizeof(float) * share * d * (2 + d)), *x = rounded + share * d, *inverse = x + share * d;
+    if (!rounded || !begin_work(chain, chunk, 0, &arena, &work)) {
+        free(rounded);
+        return 0;
+    }
+    for (int block = 0; block < chain->blocks && done == 1; block++) {
+        const real *before = inputs + (block * batch + begin) * d;
+        real *after = inputs + ((block + 1) * batch + begin) * d;
+        pack(chain, block, &work.weights);
+        if (chain->inverted[block]) {
+            for (int64_t k = 0; k < share * d; k++)
+                rounded[k] = before[k] * chain->scale[block * d + k % d] + chain->shift[block * d + k % d];
+            done = start(coarse, block, chunk, 0, share, steps, enough, rounded, x, inverse);
+        }
+        for (int64_t first = 0; first < share && done == 1; first += chunk) {
+            int n = share - first < chunk ? share - first : chunk;
+            real *z = after + first * d;
+            enter_block(chain, block, n, before + first * d, &work);
+            if (chain->inverted[block]) {
+                memcpy(y, work.x, sizeof(real) * n * d);
+                for (int k = 0; k < n * d; k++)
+                    if (isfinite(x[first * d + k])) work.x[k] = x[first * d + k];
+                real *of_chunk = bounds + block * batch + begin + first;
+                if (!certify(chain, block, n, y, inverse + first * d * d, tolerance[block], z, of_chunk, &work)) done = -1;
+            } else {
+                work.stacked = 1;
+                evaluate_block(chain, block, n, &work);
+                for (int k = 0; k < n * d; k++) z[k] = work.x[k] + work.out[k];
+            }
+        }
+    }
+    end_work(&arena, &work);
+    free(rounded);
+    return done;
 }
 
 /* From by_post to by_pre, through the activation of `layer`, the one that was made last; returns the gradient by its

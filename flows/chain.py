@@ -27,6 +27,7 @@ __all__ = [
     "Inverted",
     "activate",
     "approach_through_chain",
+    "certified_through_chain",
     "library_of",
     "through_chain",
     "values_through_chain",
@@ -71,11 +72,11 @@ class Inverted:
 
     Attributes:
         blocks: of each block whether it carries y = scale * z + shift to the solution x of x + g(x) = y.
-        lipschitz: L, Lip(g) <= L of each.
+        lipschitz: of each block L, Lip(g) <= L < 1.
     """
 
     blocks: Sequence[bool]
-    lipschitz: float
+    lipschitz: Sequence[float]
 
 
 def through_chain(
@@ -100,6 +101,33 @@ def values_through_chain(activation: type[Activation], x: Tensor, chain: ChainWe
     """As :func:`through_chain`, z alone, without graph."""
     tensors = [tensor.detach().contiguous() for tensor in chain.tensors()]
     return _Call(activation, x, tensors).forward(x, keep=False, with_jacobians=False)[0]
+
+
+def certified_through_chain(
+    activation: type[Activation],
+    x: Tensor,
+    chain: ChainWeights,
+    inverted: Inverted,
+    tolerances: Sequence[float],
+    steps: int,
+    enough: float,
+) -> tuple[Tensor, Tensor]:
+    """As :func:`through_chain`, without graph, with inverted blocks solved as `solve_fixed_point` does, all in float64.
+
+    Args:
+        tolerances: of each block, on the distance to its solution, relative where |y| exceeds 1.
+        steps, enough: of the way in float32, see `NormalizedMLP.approach`.
+
+    Returns:
+        What enters each block and leaves the last, shape (n + 1, batch, d), and the largest bound on the distance in
+        each block, shape (n,), zero where it is not inverted.
+
+    Raises:
+        InverseError: rounding keeps a bound above its tolerance.
+    """
+    fine = _Call(activation, x, [tensor.detach().contiguous() for tensor in chain.tensors()], inverted)
+    coarse = _Call(activation, x.float(), [tensor.float() for tensor in fine.tensors], inverted)
+    return fine.forward_certified(x, coarse, tolerances, steps, enough)
 
 
 def approach_through_chain(
@@ -174,7 +202,7 @@ class _Call:
     ) -> None:
         self.library, self.tensors = library_of(activation, x.dtype), tensors
         blocks, self.depth = ChainWeights.of(tensors).parameter.shape
-        self._lipschitz = inverted.lipschitz if inverted else 1.0
+        self._lipschitz = (ctypes.c_double * blocks)(*(inverted.lipschitz if inverted else ()))
         self._inverted = (ctypes.c_int8 * blocks)(*(inverted.blocks if inverted else ()))
         self.chain, self._pointers = self._struct(tensors)
         self.batch, self.d = x.shape
@@ -192,8 +220,8 @@ class _Call:
         ]
         pointers = (parts.scale.data_ptr(), parts.shift.data_ptr(), *(ctypes.addressof(array) for array in arrays))
         blocks, depth = parts.parameter.shape
-        pointers = (*pointers, parts.parameter.data_ptr(), ctypes.addressof(self._inverted))
-        return _Struct(d, width, depth, blocks, *pointers, self._lipschitz), arrays
+        pointers = (*pointers, parts.parameter.data_ptr(), *map(ctypes.addressof, (self._inverted, self._lipschitz)))
+        return _Struct(d, width, depth, blocks, *pointers), arrays
 
     def forward(self, x: Tensor, keep: bool, with_jacobians: bool = True) -> tuple[Tensor, Tensor | None]:
         blocks = self.chain.blocks
@@ -216,13 +244,31 @@ class _Call:
         self.jacobians = jacobians.detach() if keep and any(self._inverted) else None
         return self.inputs[-1].clone(), jacobians
 
+    def forward_certified(
+        self, x: Tensor, coarse: _Call, tolerances: Sequence[float], steps: int, enough: float
+    ) -> tuple[Tensor, Tensor]:
+        blocks = self.chain.blocks
+        inputs, bounds = x.new_empty(blocks + 1, self.batch, self.d), x.new_zeros(blocks, self.batch)
+        inputs[0] = x
+        solved = in_threads(
+            self.shares,
+            lambda begin, end, _: self.library.forward_certified(
+                ctypes.byref(self.chain), ctypes.byref(coarse.chain), coarse.library.approach, steps, enough,
+                (ctypes.c_double * blocks)(*tolerances), self.batch, self.chunk, begin, end,
+                inputs.data_ptr(), bounds.data_ptr(),
+            )
+        )  # fmt: skip
+        if min(solved) < 0:
+            raise InverseError("a block's inverse is not within its tolerance: too close for the rounding of float64")
+        return inputs, bounds.amax(dim=1)
+
     def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:
         x, inverse = torch.empty_like(z), z.new_empty(self.batch, self.d, self.d)
         z = z.contiguous()
         in_threads(
             self.shares,
             lambda begin, end, _: self.library.approach(
-                ctypes.byref(self.chain), self.batch, self.chunk, begin, end,
+                ctypes.byref(self.chain), 0, self.chunk, begin, end,
                 steps, enough, z.data_ptr(), x.data_ptr(), inverse.data_ptr(),
             )
         )  # fmt: skip
@@ -260,8 +306,10 @@ class _Struct(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("d", "width", "depth", "blocks")),
-        *((name, ctypes.c_void_p) for name in ("scale", "shift", "weight", "bias", "parameter", "inverted")),
-        ("lipschitz", ctypes.c_double),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("scale", "shift", "weight", "bias", "parameter", "inverted", "lipschitz")
+        ),
     ]
 
 
@@ -279,8 +327,10 @@ def library_of(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     loaded.kept_numbers.argtypes, loaded.kept_numbers.restype = [pointer, number, ctypes.c_int], number
     loaded.forward.argtypes = [pointer, number, ctypes.c_int, number, number, pointer, pointer, pointer]
-    loaded.approach.argtypes = [
-        pointer, number, ctypes.c_int, number, number, ctypes.c_int, ctypes.c_double, pointer, pointer, pointer,
+    integer, real = ctypes.c_int, ctypes.c_double
+    loaded.approach.argtypes = [pointer, integer, integer, number, number, integer, real, *[pointer] * 3]
+    loaded.forward_certified.argtypes = [
+        pointer, pointer, pointer, integer, real, pointer, number, integer, number, number, pointer, pointer,
     ]  # fmt: skip
     loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer, pointer]
     loaded.activate_rows.argtypes = [number, number, ctypes.c_int, *[pointer] * 4]

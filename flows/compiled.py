@@ -58,7 +58,7 @@ def shares(batch: int, chunk: int, least: int = 1) -> list[tuple[int, int]]:
     """
     share = max(-(-batch // (_threads_alone or torch.get_num_threads())), least)
     share = -(-share // chunk) * chunk
-    return [(begin, min(begin + share, batch)) for begin in range(0, batch, share)]
+    return [(begin, min(begin + share, batch)) for begin in range(0, max(batch, 1), share)]  # of nothing one, empty
 
 
 def in_threads(parts: list[tuple[int, int]], work: Callable[[int, int, int], int]) -> list[int]:

@@ -14,13 +14,14 @@ from torch.nn import functional
 
 from arguments import OneOf, Range, checked
 from flows import power_iteration
-from flows.activations import activation_names
+from flows.activations import Activation, activation_names
 from flows.actnorm import ActNorm, with_actnorm
 from flows.bijection import Bijection, InverseError
-from flows.chain import ChainWeights, Inverted, through_chain
+from flows.chain import ChainWeights, Inverted, certified_through_chain, through_chain
 from flows.compiled import CompileError
 from flows.estimators import Exact, LogDetEstimator, series
 from flows.estimators.estimator import Noise, join
+from flows.fixed_point import COARSE_RESIDUAL, COARSE_STEPS, LARGEST_NEWTON_DIMENSION
 from flows.flow import Flow
 from flows.fused import compile_passes
 from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, c_parameters, normalize_all, normalized_stacks
@@ -47,6 +48,7 @@ class FlowOfBlocks(Flow):
     ) -> None:
         super().__init__(with_actnorm(blocks, dimensions) if actnorm else chain.from_iterable(blocks), dimensions)
         self.estimator = estimator
+        self._certified: tuple[list[Tensor], list[Tensor], list[float]] | None = None
 
     def compile_for(self, device: torch.device) -> str | None:
         if device.type != "cpu":
@@ -82,6 +84,77 @@ class FlowOfBlocks(Flow):
             return self._forward_by_products(x, noises)
         z, jacobians, others = self._carry(x)
         return z, self._log_det(jacobians, self.estimator, noises) + others
+
+    @torch.no_grad()
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._inverts_as_chain(z):
+            return super().inverse(z)
+        x = self._invert_as_chain(z)[-1]
+        return x.to(z.dtype), -self._evaluate(x)[1].to(z.dtype)
+
+    @torch.no_grad()
+    def preimage(self, z: Tensor) -> Tensor:
+        if not self._inverts_as_chain(z):
+            return super().preimage(z)
+        return self._invert_as_chain(z)[-1].to(z.dtype)
+
+    @torch.no_grad()
+    def inverse_path(self, z: Tensor) -> list[Tensor]:
+        if not self._inverts_as_chain(z):
+            return super().inverse_path(z)
+        return [x.to(z.dtype) for x in self._invert_as_chain(z)]
+
+    def _inverts_as_chain(self, z: Tensor) -> bool:
+        by_newton = self.dimensions <= LARGEST_NEWTON_DIMENSION
+        return self.compiled and not self.training and z.device.type == "cpu" and by_newton and len(z) > 0
+
+    def _invert_as_chain(self, z: Tensor) -> list[Tensor]:
+        """As `inverse_path`, in float64, by the C library: the blocks' inverses, last to first, are a chain as well."""
+        if not torch.isfinite(z).all():
+            raise InverseError("a point to invert is not finite")
+        with self.threads():
+            weights, constants = self._certificate()
+            log_scale, shift = self._affine_maps(torch.float64)
+            scale = (-log_scale).exp()
+            shift = -shift * scale
+            blocks = self._blocks[::-1]
+            inverted = Inverted([not isinstance(block, InverseBlock) for block in blocks], constants[::-1])
+            backwards = [tensor.flip(0) for tensor in self._chain(scale[1:], shift[1:], weights).tensors()]
+            points, bounds = certified_through_chain(
+                self._activation,
+                widened(z),
+                ChainWeights.of(backwards),
+                inverted,
+                tolerances=[block.tolerance for block in blocks],
+                steps=COARSE_STEPS,
+                enough=COARSE_RESIDUAL,
+            )
+            # A stage ends behind the affine map that follows its block.
+            path = torch.addcmul(shift[:-1].flip(0)[:, None], points[1:], scale[:-1].flip(0)[:, None])
+            if isinstance(self.bijections[0], Standardize):
+                path[-1] = self.bijections[0].preimage(path[-1])
+        for block, solved, bound in zip(blocks, inverted.blocks, bounds.tolist(), strict=True):
+            block.inverse_bound = bound if solved else None
+        return [points[0], *path]
+
+    @torch.no_grad()
+    def _certificate(self) -> tuple[list[Tensor], list[float]]:
+        """Return `normalized_stacks` and what Lip(g) is at most in each block, found anew where a weight has changed.
+
+        Raises:
+            InverseError: that is not below one.
+        """
+        parts = ("weight", "u", "v")
+        made_from = [stacked([getattr(layer, part) for layer in layers]) for layers in self._layers for part in parts]
+        if self._certified is None or not _are_equal(self._certified[0], made_from):
+            constants = [net.lipschitz() for net in self._nets]
+            self._certified = [tensor.clone() for tensor in made_from], normalized_stacks(self._layers), constants
+        _, weights, constants = self._certified
+        if not max(constants) < 1:
+            raise InverseError(
+                f"a block's Lipschitz constant is {max(constants):.6g}, so that it has no certified inverse"
+            )
+        return weights, constants
 
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `Flow.forward`, all blocks at once."""
@@ -127,44 +200,51 @@ class FlowOfBlocks(Flow):
         others = 0.0
         if isinstance(self.bijections[0], Standardize):
             x, others = self.bijections[0](x)
-        nets, norms = self._nets, self._norms
-        if norms:
-            log_scale, shift = (
-                stacked([getattr(norm, name) for norm in norms]).to(x.dtype) for name in ("log_scale", "shift")
-            )
-            others = log_scale.sum() + others
-            # Of the networks between two of them only the first is behind one.
-            between = len(nets) // (len(norms) - 1)
-            log_scale, shift = (
-                functional.pad(norm[:-1].unsqueeze(1), (0, 0, 0, between - 1)).flatten(0, 1)
-                for norm in (log_scale, shift)
-            )
-        else:
-            log_scale = shift = x.new_zeros(len(nets), self.dimensions)
-        weights = ChainWeights(
-            scale=log_scale.exp(),
-            shift=shift,
-            weights=[stack.to(x.dtype) for stack in normalized_stacks(self._layers)],
-            biases=[stacked([layer.bias for layer in layers]).to(x.dtype) for layers in self._layers],
-            parameter=c_parameters([net.activations for net in nets], x.dtype),
+        log_scale, shift = self._affine_maps(x.dtype)
+        chain = self._chain(log_scale[:-1].exp(), shift[:-1], normalized_stacks(self._layers))
+        z, jacobians = through_chain(self._activation, x, chain, self._inverted())
+        if not self._norms:
+            return z, jacobians, others
+        return self._norms[-1](z)[0], jacobians, log_scale.sum() + others
+
+    def _affine_maps(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Logarithm of the scale, and shift, of the maps before each network and after the last, shape (n + 1, d)."""
+        n = len(self._nets) + 1
+        if not self._norms:
+            return torch.zeros(2, n, self.dimensions, dtype=dtype).unbind()
+        # Of the networks between two of them only the first is behind one.
+        between = len(self._nets) // (len(self._norms) - 1)
+        of_norms = (stacked([getattr(norm, name) for norm in self._norms]).to(dtype) for name in ("log_scale", "shift"))
+        log_scale, shift = (
+            functional.pad(part.unsqueeze(1), (0, 0, 0, between - 1)).flatten(0, 1) for part in of_norms
         )
-        z, jacobians = through_chain(type(nets[0].activations[0]), x, weights, self._inverted())
-        return norms[-1](z)[0] if norms else z, jacobians, others
+        return log_scale[:n], shift[:n]
+
+    def _chain(self, scale: Tensor, shift: Tensor, weights: Sequence[Tensor]) -> ChainWeights:
+        """All networks, each behind an affine map; `weights` are those of `normalized_stacks`."""
+        return ChainWeights(
+            scale=scale,
+            shift=shift,
+            weights=[stack.to(scale.dtype) for stack in weights],
+            biases=[stacked([layer.bias for layer in layers]).to(scale.dtype) for layers in self._layers],
+            parameter=c_parameters([net.activations for net in self._nets], scale.dtype),
+        )
 
     def _inverted(self) -> Inverted | None:
-        """Which of the blocks are inverse ones, and the Lipschitz constant of all."""
+        """Which of the blocks are inverse ones, and the Lipschitz constants of all."""
         # While training power iteration keeps the spectral norms converged; what is evaluated is certified.
         if self.training or self._inverted_in_training is None:
             return self._inverted_in_training
-        L = max(net.lipschitz() for net in self._nets)
-        if not L < 1:
-            raise InverseError(f"a block's Lipschitz constant is {L:.6g}, so that it has no certified inverse")
-        return Inverted(self._inverted_in_training.blocks, L)
+        return Inverted(self._inverted_in_training.blocks, self._certificate()[1])
 
     @functools.cached_property
     def _inverted_in_training(self) -> Inverted | None:
         inverted = [isinstance(block, InverseBlock) for block in self._blocks]
-        return Inverted(inverted, max(net.bound() for net in self._nets)) if any(inverted) else None
+        return Inverted(inverted, [net.bound() for net in self._nets]) if any(inverted) else None
+
+    @functools.cached_property
+    def _activation(self) -> type[Activation]:
+        return type(self._nets[0].activations[0])
 
     @functools.cached_property
     def _blocks(self) -> list[ResidualBlock]:
@@ -182,6 +262,10 @@ class FlowOfBlocks(Flow):
     @functools.cached_property
     def _norms(self) -> list[ActNorm]:
         return [bijection for bijection in self.bijections if isinstance(bijection, ActNorm)]
+
+
+def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 class ResidualFlow(FlowOfBlocks):

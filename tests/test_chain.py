@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from flows import ResidualFlow, chain, compiled, fixed_point
+from flows import ResidualFlow, chain, compiled, fixed_point, residual_flow
 from flows.activations import activation_names
 from flows.activations.tanh import Tanh
 from flows.bijection import InverseError
@@ -20,7 +20,9 @@ from flows.compiled import CompileError
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated, series
 from flows.implicit_flow import ImplicitFlow
 from flows.lipschitz import LipschitzLinear
+from flows.residual_block import InverseBlock
 from flows.residual_flow import FlowOfBlocks
+from flows.stacks import stack_parameters
 from flows.standardize import Standardize
 
 CPU = torch.device("cpu")
@@ -166,18 +168,101 @@ def test_values_and_the_approach_to_a_solution(dimensions: int) -> None:
         torch.testing.assert_close(solved + plain(solved), x, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("steps", [0, 4])  # without any step in float32 most points are left to the last resort
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("dimensions", [1, 2, 5, 17])  # the last is too many for Newton steps
 @pytest.mark.parametrize("actnorm", [True, False])
 @pytest.mark.parametrize("kind", FLOWS)
-def test_the_inverse_is_the_same(kind: type[FlowOfBlocks], actnorm: bool) -> None:
-    flow, x = make(Exact(), kind=kind, actnorm=actnorm)
+def test_the_inverse_is_the_same(
+    kind: type[FlowOfBlocks], actnorm: bool, dimensions: int, threads: int, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residual_flow, "COARSE_STEPS", steps)
+    monkeypatch.setattr(chain, "WORK", 1)
+    torch.set_num_threads(threads)
+    flow, x = make(Exact(), dimensions, kind, actnorm=actnorm)
+    flow.bijections.insert(0, Standardize(dimensions).double())
+    flow.bijections[0].std.fill_(3.0)
     twin = compiled_copy(flow).eval()
     flow.eval()
     with torch.no_grad():
         z, log_det = flow(x)
         for found, plain in zip(twin.inverse(z), flow.inverse(z), strict=True):
-            torch.testing.assert_close(found, plain, rtol=0, atol=1e-6)
-        torch.testing.assert_close(twin.inverse(z)[0], x, rtol=0, atol=1e-6)
-        torch.testing.assert_close(twin.inverse(z)[1], -log_det, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found, plain, rtol=0, atol=1e-9)
+        torch.testing.assert_close(twin.preimage(z), x, rtol=0, atol=1e-9)
+        torch.testing.assert_close(twin.inverse(z)[1], -log_det, rtol=0, atol=1e-9)
+        for found, plain in zip(twin.inverse_path(z), flow.inverse_path(z), strict=True):
+            torch.testing.assert_close(found, plain, rtol=0, atol=1e-9)
+        assert twin.preimage(z[:0]).shape == (0, dimensions)
+
+
+@pytest.mark.parametrize("tolerance", [1e-5, 1e-9])
+@pytest.mark.parametrize("coeff", [0.97, 0.999])
+@pytest.mark.parametrize("kind", FLOWS)
+def test_the_bound_on_an_inverse_holds(kind: type[FlowOfBlocks], coeff: float, tolerance: float) -> None:
+    """Of networks as steep as they may be, wherever the points are, and of every block that is solved for."""
+    torch.manual_seed(0)
+    flow = kind(2, Exact(), blocks=1, width=16, coeff=coeff, actnorm=False, activation="sin")
+    for layer in (layer for net in flow._nets for layer in net.layers):
+        layer.weight.data *= 10
+        layer.converge()
+    block = next(block for block in flow._blocks if not isinstance(block, InverseBlock))
+    z = (10 ** torch.linspace(-3, 3, 2000, dtype=torch.float64)).unsqueeze(1) * torch.randn(2000, 2)
+    block.tolerance = tolerance
+    twin = compiled_copy(flow).eval()
+    found = twin.preimage(z)
+    y = z if kind is ResidualFlow else flow.eval()._blocks[1].inverse(z)[0]  # what that block's inverse begins with
+    block.tolerance = 1e-12
+    size = torch.linalg.vector_norm(y, dim=1).clamp(min=1)
+    error = torch.linalg.vector_norm(found - block.preimage(y), dim=1) / size
+    assert float(error.max()) <= twin.bound_inverse() + 1e-12
+    assert 0 < twin.bound_inverse() <= tolerance
+
+
+def test_an_inverse_is_of_the_weights_as_they_are() -> None:
+    """Its certificate outlives no change of them, in whatever way they change."""
+    flow, x = make(Exact())
+    twin = compiled_copy(flow).eval()
+
+    def is_inverse() -> None:
+        with torch.no_grad():
+            torch.testing.assert_close(twin.preimage(twin(x)[0]), x, rtol=0, atol=1e-9)
+
+    is_inverse()
+    twin._layers[1][2].weight.data *= 0.9
+    is_inverse()
+    stack_parameters(twin)
+    is_inverse()
+    twin._layers[1][2].weight.stack.data *= 0.9
+    is_inverse()
+    twin._layers[0][1].bias.data += 0.1
+    twin._norms[1].shift.data += 0.1
+    twin._nets[0].activations[0].raw_beta.data += 0.1
+    is_inverse()
+    twin.load_state_dict(flow.state_dict())
+    is_inverse()
+    x = x.float()
+    z = twin.float()(x)[0].detach()
+    torch.testing.assert_close(twin.preimage(z), x, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_what_cannot_be_certified_is_an_error(kind: type[FlowOfBlocks]) -> None:
+    flow, x = make(Exact(), kind=kind)
+    twin = compiled_copy(flow).eval()
+    with pytest.raises(InverseError, match="a point to invert is not finite"):
+        twin.preimage(torch.full_like(x, torch.inf))
+    for block in twin._blocks:
+        block.tolerance = 1e-18
+    with pytest.raises(InverseError, match="not within its tolerance"):
+        twin.preimage(x)
+    twin._layers[0][0].bias.data.fill_(torch.nan)
+    with pytest.raises(InverseError, match="not within its tolerance"):
+        twin.preimage(x)
+    for layers in twin._layers:
+        layers[0].u *= 1e-3  # as if power iteration had lost the singular vectors, and the weights had grown
+        layers[0].weight.data *= 3
+    with pytest.raises(InverseError, match="Lipschitz constant is"):
+        twin.preimage(x)
 
 
 @pytest.mark.parametrize("with_graph", [False, True])
