@@ -218,6 +218,21 @@ def test_the_bound_on_an_inverse_holds(kind: type[FlowOfBlocks], coeff: float, t
     assert 0 < twin.bound_inverse() <= tolerance
 
 
+def test_the_bound_is_that_of_the_residual_and_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With leave to be as far off as it likes, it takes one step from the point itself and says how far that may be."""
+    monkeypatch.setattr(residual_flow, "COARSE_STEPS", 0)
+    flow, z = make(Exact(), blocks=1, actnorm=False)
+    twin, z, block = compiled_copy(flow).eval(), z.float().double(), flow.eval()._blocks[0]
+    twin._blocks[0].tolerance = 1e3
+    with torch.no_grad():
+        g, J = block.net.forward_with_jacobian(z)
+        step = torch.linalg.solve(torch.eye(2) + J, -g)
+        torch.testing.assert_close(twin.preimage(z), z + step, rtol=0, atol=1e-5)  # of a Jacobian in float32
+    lengths = torch.linalg.vector_norm(g, dim=1) / (1 - block.lipschitz()) + torch.linalg.vector_norm(step, dim=1)
+    bound = float((lengths / torch.linalg.vector_norm(z, dim=1).clamp(min=1)).max())
+    assert twin.bound_inverse() == pytest.approx(bound, rel=1e-5)
+
+
 def test_an_inverse_is_of_the_weights_as_they_are() -> None:
     """Its certificate outlives no change of them, in whatever way they change."""
     flow, x = make(Exact())
