@@ -636,34 +636,38 @@ int approach(const Chain *chain, int block, int chunk, int64_t begin, int64_t en
     return 1;
 }
 
-/* The solution of x + g(x) = y, from a start in work->x, as flows/fixed_point.py certifies it: with a residual r the distance
- * to it is at most |r| / (1 - L). Where that is too long, by `solve_block`.
- *   y         (n, d)
+enum { LOOKS = 3 }; /* at the residuals in `certify`, before steps with a new Jacobian each */
+
+/* The solution of x + g(x) = y, from a start in x, as flows/fixed_point.py certifies it: with a residual r the distance to it
+ * is at most |r| / (1 - L). By steps of one matrix, and where some of those are not enough by `solve_block`.
+ *   y, x      (n, d)
  *   inverse   (n, d, d): (I + J)^-1, roughly
- *   x         (n, d)
- *   bounds    (n): on the distance over max(1, |y|), each at most `tolerance`
+ *   largest   of the bounds on that distance over max(1, |y|), each at most `tolerance`: raised to that of these samples
  * Returns 0 if rounding keeps one above it. */
 static int certify(const Chain *chain, int block, int n, const real *y, const float *inverse, double tolerance, real *x,
-                   real *bounds, Work *work) {
-    int d = chain->d, rest[n], left = 0, all = 1;
+                   real *largest, Work *work) {
+    int d = chain->d, rest[n], left = n;
     real residual[d], step[d], M[d * d], of_rest[n * d];
     double L = chain->lipschitz[block];
-    memcpy(x, work->x, sizeof(real) * n * d);
+    for (int s = 0; s < n; s++) rest[s] = s;
     work->stacked = 1;
-    evaluate_block(chain, block, n, work);
-    for (int s = 0; s < n; s++) {
-        const real *here = y + s * d;
-        bounds[s] = residual_of(d, here, x + s * d, work->out + s * d, residual) / (1 - L);
-        if (!(bounds[s] <= tolerance / 2)) { /* the other half is for one step more, without a look */
-            rest[left++] = s;
-            continue;
+    for (int look = 0; look < LOOKS && left; look++) {
+        for (int k = 0; k < left; k++) memcpy(work->x + k * d, x + rest[k] * d, sizeof(real) * d);
+        evaluate_block(chain, block, left, work);
+        int others = 0;
+        for (int k = 0; k < left; k++) {
+            int s = rest[k];
+            real bound = residual_of(d, y + s * d, x + s * d, work->out + k * d, residual) / (1 - L);
+            for (int i = 0; i < d * d; i++) M[i] = inverse[s * d * d + i];
+            multiply(d, M, residual, step);
+            real further = relative(d, step, y + s * d);
+            int near = bound <= tolerance / 2; /* the other half is for one step more, without a look */
+            if (!near) rest[others++] = s;
+            if (near && !(bound + further <= tolerance)) further = 0;
+            else for (int i = 0; i < d; i++) x[s * d + i] += step[i];
+            if (near) *largest = fmax(*largest, bound + further);
         }
-        for (int k = 0; k < d * d; k++) M[k] = inverse[s * d * d + k];
-        multiply(d, M, residual, step);
-        real further = relative(d, step, here);
-        if (!(bounds[s] + further <= tolerance)) continue;
-        for (int i = 0; i < d; i++) x[s * d + i] += step[i];
-        bounds[s] += further;
+        left = others;
     }
     if (!left) return 1;
     work->stacked = 1 + d;
@@ -673,12 +677,12 @@ static int certify(const Chain *chain, int block, int n, const real *y, const fl
     }
     if (!solve_block(chain, block, left, of_rest, work)) return 0;
     for (int k = 0; k < left; k++) {
-        real norm = residual_of(d, of_rest + k * d, work->x + k * d, work->out + k * d, residual);
+        real bound = residual_of(d, of_rest + k * d, work->x + k * d, work->out + k * d, residual) / (1 - L);
+        if (!(bound <= tolerance)) return 0;
         memcpy(x + rest[k] * d, work->x + k * d, sizeof(real) * d);
-        bounds[rest[k]] = norm / (1 - L);
-        all &= bounds[rest[k]] <= tolerance;
+        *largest = fmax(*largest, bound);
     }
-    return all;
+    return 1;
 }
 
 /* `approach`, of the library for float. */
@@ -688,11 +692,12 @@ typedef int Approach(const void *chain, int block, int chunk, int64_t begin, int
 /* Carries the samples from `begin` to `end` through the chain, values alone, and solves inverted blocks to a guarantee.
  *   coarse, start, steps, enough   where from: the same chain in float, with `approach` and what that is told
  *   tolerance   (blocks): see `certify`
- *   inputs      (blocks + 1, batch, d): the first is given; what enters each block and leaves the last
- *   bounds      (blocks, batch): see `certify`; of blocks that are not inverted left alone
+ *   points      (blocks + 1, batch, d), where `next` is batch * d: the first are given; what enters each block and leaves the
+ *               last. Where `next` is 0, (batch, d): what is given becomes what leaves the last.
+ *   bounds      (blocks), zeros: see `certify`; they stay zero where a block is not inverted
  * Returns 0 if there is no memory, -1 if a block cannot be inverted as closely as that. */
 int forward_certified(const Chain *chain, const void *coarse, Approach *start, int steps, double enough,
-                      const double *tolerance, int64_t batch, int chunk, int64_t begin, int64_t end, real *inputs,
+                      const double *tolerance, int chunk, int64_t begin, int64_t end, real *points, int64_t next,
                       real *bounds) {
     int d = chain->d, done = 1;
     int64_t share = end - begin;
@@ -705,8 +710,7 @@ int forward_certified(const Chain *chain, const void *coarse, Approach *start, i
         return 0;
     }
     for (int block = 0; block < chain->blocks && done == 1; block++) {
-        const real *before = inputs + (block * batch + begin) * d;
-        real *after = inputs + ((block + 1) * batch + begin) * d;
+        real *before = points + block * next + begin * d, *after = before + next;
         pack(chain, block, &work.weights);
         if (chain->inverted[block]) {
             for (int64_t k = 0; k < share * d; k++)
@@ -719,10 +723,9 @@ int forward_certified(const Chain *chain, const void *coarse, Approach *start, i
             enter_block(chain, block, n, before + first * d, &work);
             if (chain->inverted[block]) {
                 memcpy(y, work.x, sizeof(real) * n * d);
-                for (int k = 0; k < n * d; k++)
-                    if (isfinite(x[first * d + k])) work.x[k] = x[first * d + k];
-                real *of_chunk = bounds + block * batch + begin + first;
-                if (!certify(chain, block, n, y, inverse + first * d * d, tolerance[block], z, of_chunk, &work)) done = -1;
+                for (int k = 0; k < n * d; k++) z[k] = isfinite(x[first * d + k]) ? x[first * d + k] : y[k];
+                const float *M = inverse + first * d * d;
+                if (!certify(chain, block, n, y, M, tolerance[block], z, bounds + block, &work)) done = -1;
             } else {
                 work.stacked = 1;
                 evaluate_block(chain, block, n, &work);

@@ -111,6 +111,7 @@ def certified_through_chain(
     tolerances: Sequence[float],
     steps: int,
     enough: float,
+    with_path: bool,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`through_chain`, without graph, with inverted blocks solved as `solve_fixed_point` does, all in float64.
 
@@ -119,15 +120,15 @@ def certified_through_chain(
         steps, enough: of the way in float32, see `NormalizedMLP.approach`.
 
     Returns:
-        What enters each block and leaves the last, shape (n + 1, batch, d), and the largest bound on the distance in
-        each block, shape (n,), zero where it is not inverted.
+        What leaves each block, shape (n, batch, d), or, without the path, only the last, (1, batch, d); and the largest
+        bound on the distance in each block, shape (n,), zero where it is not inverted.
 
     Raises:
         InverseError: rounding keeps a bound above its tolerance.
     """
     fine = _Call(activation, x, [tensor.detach().contiguous() for tensor in chain.tensors()], inverted)
     coarse = _Call(activation, x.float(), [tensor.float() for tensor in fine.tensors], inverted)
-    return fine.forward_certified(x, coarse, tolerances, steps, enough)
+    return fine.forward_certified(x, coarse, tolerances, steps, enough, with_path)
 
 
 def approach_through_chain(
@@ -245,22 +246,23 @@ class _Call:
         return self.inputs[-1].clone(), jacobians
 
     def forward_certified(
-        self, x: Tensor, coarse: _Call, tolerances: Sequence[float], steps: int, enough: float
+        self, x: Tensor, coarse: _Call, tolerances: Sequence[float], steps: int, enough: float, with_path: bool
     ) -> tuple[Tensor, Tensor]:
         blocks = self.chain.blocks
-        inputs, bounds = x.new_empty(blocks + 1, self.batch, self.d), x.new_zeros(blocks, self.batch)
-        inputs[0] = x
+        points = x.new_empty(blocks + 1 if with_path else 1, self.batch, self.d)
+        points[0] = x
+        bounds = x.new_zeros(len(self.shares), blocks)
         solved = in_threads(
             self.shares,
-            lambda begin, end, _: self.library.forward_certified(
+            lambda begin, end, number: self.library.forward_certified(
                 ctypes.byref(self.chain), ctypes.byref(coarse.chain), coarse.library.approach, steps, enough,
-                (ctypes.c_double * blocks)(*tolerances), self.batch, self.chunk, begin, end,
-                inputs.data_ptr(), bounds.data_ptr(),
+                (ctypes.c_double * blocks)(*tolerances), self.chunk, begin, end,
+                points.data_ptr(), x.numel() if with_path else 0, bounds[number].data_ptr(),
             )
         )  # fmt: skip
         if min(solved) < 0:
             raise InverseError("a block's inverse is not within its tolerance: too close for the rounding of float64")
-        return inputs, bounds.amax(dim=1)
+        return points[1:] if with_path else points, bounds.amax(dim=0)
 
     def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:
         x, inverse = torch.empty_like(z), z.new_empty(self.batch, self.d, self.d)
@@ -330,7 +332,7 @@ def library_of(activation: type[Activation], dtype: torch.dtype) -> ctypes.CDLL:
     integer, real = ctypes.c_int, ctypes.c_double
     loaded.approach.argtypes = [pointer, integer, integer, number, number, integer, real, *[pointer] * 3]
     loaded.forward_certified.argtypes = [
-        pointer, pointer, pointer, integer, real, pointer, number, integer, number, number, pointer, pointer,
+        pointer, pointer, pointer, integer, real, pointer, integer, number, number, pointer, number, pointer,
     ]  # fmt: skip
     loaded.backward.argtypes = [pointer, *loaded.forward.argtypes, pointer, pointer]
     loaded.activate_rows.argtypes = [number, number, ctypes.c_int, *[pointer] * 4]

@@ -89,27 +89,31 @@ class FlowOfBlocks(Flow):
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if not self._inverts_as_chain(z):
             return super().inverse(z)
-        x = self._invert_as_chain(z)[-1]
+        x = self._invert_as_chain(z, with_path=False)[-1]
         return x.to(z.dtype), -self._evaluate(x)[1].to(z.dtype)
 
     @torch.no_grad()
     def preimage(self, z: Tensor) -> Tensor:
         if not self._inverts_as_chain(z):
             return super().preimage(z)
-        return self._invert_as_chain(z)[-1].to(z.dtype)
+        return self._invert_as_chain(z, with_path=False)[-1].to(z.dtype)
 
     @torch.no_grad()
     def inverse_path(self, z: Tensor) -> list[Tensor]:
         if not self._inverts_as_chain(z):
             return super().inverse_path(z)
-        return [x.to(z.dtype) for x in self._invert_as_chain(z)]
+        return [z.clone(), *self._invert_as_chain(z, with_path=True).to(z.dtype)]
 
     def _inverts_as_chain(self, z: Tensor) -> bool:
         by_newton = self.dimensions <= LARGEST_NEWTON_DIMENSION
         return self.compiled and not self.training and z.device.type == "cpu" and by_newton and len(z) > 0
 
-    def _invert_as_chain(self, z: Tensor) -> list[Tensor]:
-        """As `inverse_path`, in float64, by the C library: the blocks' inverses, last to first, are a chain as well."""
+    def _invert_as_chain(self, z: Tensor, with_path: bool) -> Tensor:
+        """Invert by the C library: the blocks' inverses, last to first, are a chain as well.
+
+        Returns:
+            Where `inverse_path` is after each block, shape (blocks, n, d), or only in the end, (1, n, d); in float64.
+        """
         if not torch.isfinite(z).all():
             raise InverseError("a point to invert is not finite")
         with self.threads():
@@ -128,14 +132,16 @@ class FlowOfBlocks(Flow):
                 tolerances=[block.tolerance for block in blocks],
                 steps=COARSE_STEPS,
                 enough=COARSE_RESIDUAL,
+                with_path=with_path,
             )
             # A stage ends behind the affine map that follows its block.
-            path = torch.addcmul(shift[:-1].flip(0)[:, None], points[1:], scale[:-1].flip(0)[:, None])
+            scale, shift = (part[:-1].flip(0)[-len(points) :, None] for part in (scale, shift))
+            path = torch.addcmul(shift, points, scale)
             if isinstance(self.bijections[0], Standardize):
                 path[-1] = self.bijections[0].preimage(path[-1])
         for block, solved, bound in zip(blocks, inverted.blocks, bounds.tolist(), strict=True):
             block.inverse_bound = bound if solved else None
-        return [points[0], *path]
+        return path
 
     @torch.no_grad()
     def _certificate(self) -> tuple[list[Tensor], list[float]]:
