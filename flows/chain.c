@@ -461,7 +461,8 @@ static void invert_jacobian(int d, int n, int r, const Work *work, real *M) {
     invert(d, M);
 }
 
-/* Of a residual, over max(1, |y|): what it must come down to, and where one Newton step more is sure to bring it there. */
+/* Of a residual, over max(1, |y|): what it comes down to in training, and where one Newton step more is sure to bring it
+ * there. */
 #ifdef DOUBLE
 static const real SOLVED = 1e-12, NEARLY_SOLVED = 1e-7;
 #else
@@ -484,11 +485,12 @@ static real residual_of(int d, const real *y, const real *x, const real *g, real
 /* Solves x + g(x) = y: from a start in work->x to x in work->x, g and J there into work->out, and what enters the
  * activations. As flows/fixed_point.py does, by Newton steps, of which one that does not shrink the residual by L is taken
  * back for x + r, which does; only for the samples that are not there yet. One that is not finite is left alone.
- *   y   (n, d)
- * Returns 0 if a residual does not come down. */
-static int solve_block(const Chain *chain, int block, int n, const real *y, Work *work) {
+ *   y        (n, d)
+ *   target   of the residuals, over max(1, |y|)
+ * Returns 0 if one does not come down to that. */
+static int solve_block(const Chain *chain, int block, int n, const real *y, double target, Work *work) {
     int d = chain->d, active[n], left = 0;
-    real x[n * d], fallback[n * d], limit[n], residual[d], step[d], M[d * d], enough = NEARLY_SOLVED;
+    real x[n * d], fallback[n * d], limit[n], residual[d], step[d], M[d * d], enough = fmax(NEARLY_SOLVED, target);
     double L = chain->lipschitz[block];
     memcpy(x, work->x, sizeof x);
     for (int s = 0; s < n; s++) {
@@ -521,15 +523,15 @@ static int solve_block(const Chain *chain, int block, int n, const real *y, Work
                 largest = norm > largest ? norm : largest;
                 if (!accepted || norm > enough) active[others++] = s;
             }
-            if (steps == 0) most_steps = 8 + 2 * log(SOLVED / fmax(largest, SOLVED)) / log(L);
+            if (steps == 0) most_steps = 8 + 2 * log(target / fmax(largest, target)) / log(L);
             left = others;
         }
         memcpy(work->x, x, sizeof x);
         evaluate_block(chain, block, n, work);
         for (int s = 0; s < n; s++)
-            if (residual_of(d, y + s * d, x + s * d, work->out + s * d, residual) > SOLVED) active[left++] = s;
+            if (residual_of(d, y + s * d, x + s * d, work->out + s * d, residual) > target) active[left++] = s;
         if (!left) return 1;
-        enough = SOLVED;
+        enough = target;
     }
 }
 
@@ -555,7 +557,7 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
             real *z = inputs + ((block + 1) * batch + start) * d;
             if (chain->inverted[block]) {
                 memcpy(y, work.x, sizeof(real) * n * d);
-                if (!solve_block(chain, block, n, y, &work)) {
+                if (!solve_block(chain, block, n, y, SOLVED, &work)) {
                     end_work(&arena, &work);
                     return -1;
                 }
@@ -636,20 +638,23 @@ int approach(const Chain *chain, int block, int chunk, int64_t begin, int64_t en
     return 1;
 }
 
-enum { LOOKS = 3 }; /* at the residuals in `certify`, before steps with a new Jacobian each */
+enum { LOOKS = 3 }; /* how often `certify` evaluates a sample before it hands it to `solve_block` */
 
 /* The solution of x + g(x) = y, from a start in x, as flows/fixed_point.py certifies it: with a residual r the distance to it
  * is at most |r| / (1 - L). By steps of one matrix, and where some of those are not enough by `solve_block`.
  *   y, x      (n, d)
  *   inverse   (n, d, d): (I + J)^-1, roughly
  *   largest   of the bounds on that distance over max(1, |y|), each at most `tolerance`: raised to that of these samples
- * Returns 0 if rounding keeps one above it. */
+ * Returns 0 if rounding keeps one above it, or if something is not finite. */
 static int certify(const Chain *chain, int block, int n, const real *y, const float *inverse, double tolerance, real *x,
                    real *largest, Work *work) {
     int d = chain->d, rest[n], left = n;
     real residual[d], step[d], M[d * d], of_rest[n * d];
     double L = chain->lipschitz[block];
-    for (int s = 0; s < n; s++) rest[s] = s;
+    for (int s = 0; s < n; s++) {
+        if (!isfinite(relative(d, y + s * d, y + s * d))) return 0; /* so large that its square is not finite */
+        rest[s] = s;
+    }
     work->stacked = 1;
     for (int look = 0; look < LOOKS && left; look++) {
         for (int k = 0; k < left; k++) memcpy(work->x + k * d, x + rest[k] * d, sizeof(real) * d);
@@ -660,12 +665,12 @@ static int certify(const Chain *chain, int block, int n, const real *y, const fl
             real bound = residual_of(d, y + s * d, x + s * d, work->out + k * d, residual) / (1 - L);
             for (int i = 0; i < d * d; i++) M[i] = inverse[s * d * d + i];
             multiply(d, M, residual, step);
-            real further = relative(d, step, y + s * d);
+            real with_step = bound + relative(d, step, y + s * d);
             int near = bound <= tolerance / 2; /* the other half is for one step more, without a look */
-            if (!near) rest[others++] = s;
-            if (near && !(bound + further <= tolerance)) further = 0;
-            else for (int i = 0; i < d; i++) x[s * d + i] += step[i];
-            if (near) *largest = fmax(*largest, bound + further);
+            int goes_on = !near || with_step <= tolerance;
+            for (int i = 0; i < d && goes_on; i++) x[s * d + i] += step[i];
+            if (near) *largest = fmax(*largest, goes_on ? with_step : bound);
+            else rest[others++] = s;
         }
         left = others;
     }
@@ -673,9 +678,10 @@ static int certify(const Chain *chain, int block, int n, const real *y, const fl
     work->stacked = 1 + d;
     for (int k = 0; k < left; k++) {
         memcpy(of_rest + k * d, y + rest[k] * d, sizeof(real) * d);
-        memcpy(work->x + k * d, x + rest[k] * d, sizeof(real) * d);
+        const real *here = x + rest[k] * d;
+        for (int i = 0; i < d; i++) work->x[k * d + i] = isfinite(here[i]) ? here[i] : of_rest[k * d + i];
     }
-    if (!solve_block(chain, block, left, of_rest, work)) return 0;
+    if (!solve_block(chain, block, left, of_rest, tolerance * (1 - L) / 2, work)) return 0;
     for (int k = 0; k < left; k++) {
         real bound = residual_of(d, of_rest + k * d, work->x + k * d, work->out + k * d, residual) / (1 - L);
         if (!(bound <= tolerance)) return 0;

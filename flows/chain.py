@@ -113,7 +113,7 @@ def certified_through_chain(
     enough: float,
     with_path: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`through_chain`, without graph, with inverted blocks solved as `solve_fixed_point` does, all in float64.
+    """As :func:`through_chain`, without graph, with inverted blocks solved as `solve_fixed_point` does; of float64.
 
     Args:
         tolerances: of each block, on the distance to its solution, relative where |y| exceeds 1.
@@ -124,7 +124,7 @@ def certified_through_chain(
         bound on the distance in each block, shape (n,), zero where it is not inverted.
 
     Raises:
-        InverseError: rounding keeps a bound above its tolerance.
+        InverseError: rounding keeps a bound above its tolerance, or something is not finite.
     """
     fine = _Call(activation, x, [tensor.detach().contiguous() for tensor in chain.tensors()], inverted)
     coarse = _Call(activation, x.float(), [tensor.float() for tensor in fine.tensors], inverted)
@@ -207,6 +207,8 @@ class _Call:
         self._inverted = (ctypes.c_int8 * blocks)(*(inverted.blocks if inverted else ()))
         self.chain, self._pointers = self._struct(tensors)
         self.batch, self.d = x.shape
+        if self.d != self.chain.d:
+            raise ValueError(f"a chain of {self.chain.d} dimensions carries points of as many, not of {self.d}")
         # Small enough for the cache, and a chunk for every thread if the batch is small but its work is not.
         least = max(1, WORK // (self.chain.blocks * self.chain.width**2))
         self.chunk = max(1, min(ROWS // (1 + self.d), shares(self.batch, 1, least)[0][1]))
@@ -261,7 +263,7 @@ class _Call:
             )
         )  # fmt: skip
         if min(solved) < 0:
-            raise InverseError("a block's inverse is not within its tolerance: too close for the rounding of float64")
+            raise InverseError("a block's inverse is not within its tolerance: too close for float64, or not finite")
         return points[1:] if with_path else points, bounds.amax(dim=0)
 
     def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:

@@ -233,6 +233,38 @@ def test_the_bound_is_that_of_the_residual_and_the_last_step(monkeypatch: pytest
     assert twin.bound_inverse() == pytest.approx(bound, rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", FLOWS)
+def test_each_block_has_its_own_constant_and_tolerance(
+    kind: type[FlowOfBlocks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step from the point itself, as above, block after block: each with the bound that is its own."""
+    monkeypatch.setattr(residual_flow, "COARSE_STEPS", 0)
+    flow, z = make(Exact(), kind=kind, actnorm=False)
+    for scale, layer in zip(torch.linspace(0.2, 0.8, len(flow._blocks)), flow._layers[0], strict=True):
+        layer.weight.data *= scale
+        layer.converge()
+    twin = compiled_copy(flow).eval()
+    solved = [block for block in twin._blocks if not isinstance(block, InverseBlock)]
+    for tolerance, block in zip((1e2, 1e-6, 1e3), solved, strict=True):
+        block.tolerance = tolerance
+    with torch.no_grad():
+        path = twin.inverse_path(z)
+        for block, y, x in zip(twin._blocks[::-1], path, path[1:], strict=False):
+            if isinstance(block, InverseBlock):
+                assert block.inverse_bound is None
+                continue
+            g, J = block.net.forward_with_jacobian(y)
+            size = torch.linalg.vector_norm(y, dim=1).clamp(min=1)
+            if block.tolerance > 1:
+                step = torch.linalg.solve(torch.eye(2) + J, -g)
+                r, step = torch.linalg.vector_norm(g, dim=1), torch.linalg.vector_norm(step, dim=1)
+                bound = float(((r / (1 - block.lipschitz()) + step) / size).max())
+                assert block.inverse_bound == pytest.approx(bound, rel=1e-4)
+            else:
+                assert 0 < block.inverse_bound <= block.tolerance
+                torch.testing.assert_close(x + block.net(x), y, rtol=0, atol=1e-6)
+
+
 def test_an_inverse_is_of_the_weights_as_they_are() -> None:
     """Its certificate outlives no change of them, in whatever way they change."""
     flow, x = make(Exact())
@@ -244,6 +276,12 @@ def test_an_inverse_is_of_the_weights_as_they_are() -> None:
 
     is_inverse()
     twin._layers[1][2].weight.data *= 0.9
+    is_inverse()
+    twin._layers[1][1].u *= 0.9
+    is_inverse()
+    twin._layers[1][0].v *= 0.9
+    is_inverse()
+    twin._layers[0][0].coeff = 0.5
     is_inverse()
     stack_parameters(twin)
     is_inverse()
@@ -266,11 +304,23 @@ def test_what_cannot_be_certified_is_an_error(kind: type[FlowOfBlocks]) -> None:
     twin = compiled_copy(flow).eval()
     with pytest.raises(InverseError, match="a point to invert is not finite"):
         twin.preimage(torch.full_like(x, torch.inf))
+    one = x.clone()
+    one[3, 1] = torch.nan
+    with pytest.raises(InverseError, match="a point to invert is not finite"):
+        twin.preimage(one)
+    with pytest.raises(InverseError, match="not within its tolerance"):
+        twin.preimage(torch.where(one.isnan(), 1e160, one))  # finite, but not its square
+    with pytest.raises(ValueError, match="2 dimensions carries points of as many, not of 1"):
+        twin.preimage(x[:, :1])
+    tolerances = [block.tolerance for block in twin._blocks]
     for block in twin._blocks:
         block.tolerance = 1e-18
     with pytest.raises(InverseError, match="not within its tolerance"):
         twin.preimage(x)
-    twin._layers[0][0].bias.data.fill_(torch.nan)
+    for block, tolerance in zip(twin._blocks, tolerances, strict=True):
+        block.tolerance = tolerance
+    twin.preimage(x)
+    twin._layers[0][0].bias.data[0] = torch.nan
     with pytest.raises(InverseError, match="not within its tolerance"):
         twin.preimage(x)
     for layers in twin._layers:
