@@ -155,9 +155,8 @@ class FlowOfBlocks(Flow):
         """
         parts = ("weight", "u", "v")
         made_from = [stacked([getattr(layer, part) for layer in layers]) for layers in self._layers for part in parts]
-        made_from.append(
-            torch.tensor([layer.coeff for layers in self._layers for layer in layers], dtype=torch.float64)
-        )
+        coeffs = [layer.coeff for layers in self._layers for layer in layers]
+        made_from.append(torch.tensor(coeffs, dtype=torch.float64))
         if self._certified is None or not _are_equal(self._certified[0], made_from):
             constants = [net.lipschitz() for net in self._nets]
             self._certified = [tensor.clone() for tensor in made_from], normalized_stacks(self._layers), constants
