@@ -1,7 +1,7 @@
 """Peak memory of a step against the terms of the series and against blocks: `python -m benchmarks.memory`.
 
-What is counted is every byte of every tensor alive at once, above what was alive before the step. Gradients are:
-they are set to zero in place, as in training. Compiled code works in about a MiB a thread more.
+What is counted is every byte of every tensor alive at once, above what was alive before the step. The gradients were,
+since they are set to zero in place, as in training. Compiled code works in about a MiB a thread more.
 """
 
 from __future__ import annotations

@@ -93,6 +93,7 @@ def through_chain(
     Raises:
         CompileError: see `library_of`.
         InverseError: rounding keeps the residual of an inverted block above what is asked for.
+        ValueError: the chain is not of d dimensions.
     """
     return _Chain.apply(activation, x, inverted, *chain.tensors())
 
@@ -124,6 +125,7 @@ def certified_through_chain(
         bound on the distance in each block, shape (n,), zero where it is not inverted.
 
     Raises:
+        CompileError, ValueError: as :func:`through_chain`.
         InverseError: rounding keeps a bound above its tolerance, or something is not finite.
     """
     fine = _Call(activation, x, [tensor.detach().contiguous() for tensor in chain.tensors()], inverted)

@@ -157,7 +157,8 @@ class FlowOfBlocks(Flow):
         made_from = [stacked([getattr(layer, part) for layer in layers]) for layers in self._layers for part in parts]
         coeffs = [layer.coeff for layers in self._layers for layer in layers]
         made_from.append(torch.tensor(coeffs, dtype=torch.float64))
-        if self._certified is None or not _are_equal(self._certified[0], made_from):
+        known = self._certified[0] if self._certified else [tensor[:0] for tensor in made_from]
+        if not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(known, made_from, strict=True)):
             constants = [net.lipschitz() for net in self._nets]
             self._certified = [tensor.clone() for tensor in made_from], normalized_stacks(self._layers), constants
         _, weights, constants = self._certified
@@ -212,8 +213,8 @@ class FlowOfBlocks(Flow):
         if isinstance(self.bijections[0], Standardize):
             x, others = self.bijections[0](x)
         log_scale, shift = self._affine_maps(x.dtype)
-        chain = self._chain(log_scale[:-1].exp(), shift[:-1], normalized_stacks(self._layers))
-        z, jacobians = through_chain(self._activation, x, chain, self._inverted())
+        weights = self._chain(log_scale[:-1].exp(), shift[:-1], normalized_stacks(self._layers))
+        z, jacobians = through_chain(self._activation, x, weights, self._inverted())
         if not self._norms:
             return z, jacobians, others
         return self._norms[-1](z)[0], jacobians, log_scale.sum() + others
@@ -273,10 +274,6 @@ class FlowOfBlocks(Flow):
     @functools.cached_property
     def _norms(self) -> list[ActNorm]:
         return [bijection for bijection in self.bijections if isinstance(bijection, ActNorm)]
-
-
-def _are_equal(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(some, others, strict=True))
 
 
 class ResidualFlow(FlowOfBlocks):
