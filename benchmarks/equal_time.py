@@ -2,69 +2,143 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from benchmarks.measurement import arguments, print_table, write_json
+from benchmarks.measurement import arguments, print_table
+from benchmarks.record import Job, Record
 from benchmarks.runs import run
+from plots.figure import new_figure, pixels, write_png
 
 __all__ = ["compare"]
 
 EPOCH = 500  # steps between two evaluations, which the clock counts as well
 MOST_EPOCHS = 200  # more steps than there is time for
+PANELS = 5  # of the figure, side by side
+LEAST = 1e-4  # nats: what a KL below it, or below 0 by its sampling error, is drawn as
+
+Found = dict[tuple[float, str, str], list[float]]
+"""KL of every seed, by seconds, density and variant."""
+
+
+def table_of(found: Found, seconds: float, densities: Sequence[str], variants: Sequence[str]) -> list[list[str]]:
+    """The median KL, in nats, a row for each variant: the lowest of a density in bold, a dash where there is none."""
+    medians = {key: statistics.median(values) for key, values in found.items()}
+    lowest = {density: min((medians.get((seconds, density, name), math.inf) for name in variants), default=math.inf)
+              for density in densities}  # fmt: skip
+
+    def cell(density: str, variant: str) -> str:
+        value = medians.get((seconds, density, variant))
+        if value is None:
+            return "-"
+        text = f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
+        return f"**{text}**" if value == lowest[density] else text
+
+    return [[variant, *(cell(density, variant) for density in densities)] for variant in variants]
+
+
+def draw(path: Path, found: Found, densities: Sequence[str], variants: Sequence[str]) -> None:
+    """A panel for each density: the KL of every run a dot, one line of dots for each variant and each time."""
+    times = sorted({seconds for seconds, _, _ in found})
+    colors = dict(zip(times, colormaps["plasma"](np.linspace(0.75, 0.35, len(times)))))
+    columns = min(PANELS, len(densities))
+    rows = math.ceil(len(densities) / columns)
+    height = 60 + 17 * len(variants)
+    figure = new_figure(120 + 190 * columns, 45 + height * rows)
+    total = figure.bbox.height
+    drawn = [max(value, LEAST) for values in found.values() for value in values]
+    limits = (10 ** math.floor(math.log10(min(drawn))), 1.5 * max(drawn))
+    for index, density in enumerate(densities):
+        row, column = divmod(index, columns)
+        axes: Axes = figure.add_axes(
+            ((100 + 190 * column) / figure.bbox.width, (total - 65 - height * row - 17 * len(variants)) / total,
+             175 / figure.bbox.width, 17 * len(variants) / total)
+        )  # fmt: skip
+        for number, seconds in enumerate(times):
+            shift = 0.4 * ((number + 0.5) / len(times) - 0.5)
+            for line, variant in enumerate(variants):
+                values = np.maximum(found.get((seconds, density, variant), []), LEAST)
+                axes.plot(values, np.full(len(values), line + shift), "o", color=colors[seconds], markersize=4.5,
+                          markeredgewidth=0, label=f"{seconds:g} s" if line == 0 else None)  # fmt: skip
+        axes.set(xscale="log", xlim=limits, ylim=(len(variants) - 0.4, -0.6))
+        axes.set_xticks([tick for tick in 10.0 ** np.arange(-3, 2) if limits[0] < tick < limits[1] / 2])
+        axes.set_title(density, fontsize=10, pad=4)
+        axes.set_yticks(range(len(variants)), variants if column == 0 else [])
+        axes.grid(alpha=0.3, linewidth=0.5)
+        axes.tick_params(labelsize=8, length=2)
+        if index == 0:
+            figure.legend(*axes.get_legend_handles_labels(), loc="upper right", ncols=len(times), fontsize=9,
+                          frameon=False)  # fmt: skip
+    figure.text(0.5, 1 - 22 / total, "KL(target || model) in nats, every run a dot", ha="center")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_png(path, pixels(figure))
 
 
 def compare(
-    name: str, description: str, variants: Mapping[str, Sequence[str]], densities: Sequence[str], base: str
+    name: str,
+    description: str,
+    variants: Mapping[str, Sequence[str]],
+    densities: Sequence[str],
+    base: str,
+    seconds: Sequence[float] = (60,),
 ) -> None:
-    """Run every variant on every density, print a table of the median KL, in nats, and write all as JSON.
+    """Run every variant on every density, print a table of the median KL, in nats, and draw each run.
 
     What is done already is not done again, so that it may be stopped and go on.
 
     Args:
-        name: of the command, its folder and its JSON file.
+        name: of the command, its folder, its CSV file and its figure.
         description: of the command.
         variants: settings of train.py, by the name that heads a row.
         densities: unless told otherwise.
         base: setting that comes before those of a variant, `{data}` the density.
+        seconds: of a run, unless told otherwise.
     """
-    parser = arguments(description, name)
-    parser.add_argument("--seconds", type=float, default=60, help="of each run, evaluation included")
+    parser = arguments(description, name, "csv")
+    parser.add_argument("--seconds", type=float, nargs="+", default=seconds, help="of a run, evaluation included")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--densities", nargs="+", default=densities)
     parser.add_argument("--variants", nargs="+", default=list(variants), choices=list(variants), help="all of them")
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, of --threads threads each")
     parser.add_argument("--folder", type=Path, default=Path(f"outputs/benchmarks/{name}"), help="of the runs")
+    parser.add_argument("--show", action="store_true", help="make no runs: show those of --csv")
     options = parser.parse_args()
 
-    def kl(job: tuple[str, str, int]) -> float:
-        data, variant, seed = job
-        folder = options.folder / f"{options.seconds:g}s" / f"{data}-{variant.replace(' ', '_')}-{seed}"
-        clock = [f"trainer.max_seconds={options.seconds}", f"trainer.steps_per_epoch={EPOCH}",
-                 f"trainer.epochs={MOST_EPOCHS}"]  # fmt: skip
-        settings = [base.format(data=data), *variants[variant], f"seed={seed}", f"threads={options.threads}", *clock]
-        return run(folder, settings)[1]["kl"]
-
+    record = Record(options.csv)
     jobs = [
-        (data, variant, seed)
+        Job(time, data, variant, seed, options.threads, options.at_once)
+        for time in options.seconds
         for seed in range(options.seeds)
         for data in options.densities
         for variant in options.variants
     ]
+
+    def make(job: Job) -> None:
+        clock = f"{job.seconds:g}s-{job.at_once}x{job.threads}"
+        folder = options.folder / clock / f"{job.density}-{job.variant.replace(' ', '_')}-{job.seed}"
+        settings = [base.format(data=job.density), *variants[job.variant], f"seed={job.seed}",
+                    f"threads={job.threads}", f"trainer.max_seconds={job.seconds}",
+                    f"trainer.steps_per_epoch={EPOCH}", f"trainer.epochs={MOST_EPOCHS}"]  # fmt: skip
+        record.add(job, run(folder, settings)[1])
+
+    missing = [] if options.show else [job for job in jobs if job not in record]
     with ThreadPoolExecutor(options.at_once) as pool:
-        found = dict(zip(jobs, tqdm(pool.map(kl, jobs), total=len(jobs), unit="run", disable=None), strict=True))
-    of_seeds = {
-        variant: {data: [found[data, variant, seed] for seed in range(options.seeds)] for data in options.densities}
-        for variant in options.variants
-    }
-    table = [
-        [variant, *(f"{statistics.median(values):.4f}" for values in of_densities.values())]
-        for variant, of_densities in of_seeds.items()
-    ]
-    print_table(["KL, nats (median)", *options.densities], table)
-    write_json(options.json, {"seconds": options.seconds, "threads": options.threads, "at_once": options.at_once,
-                              "kl": of_seeds})  # fmt: skip
+        list(tqdm(pool.map(make, missing), total=len(missing), unit="run", disable=None))
+    found: Found = {}
+    for job in jobs:
+        if job in record:
+            found.setdefault((job.seconds, job.density, job.variant), []).append(record.kl(job))
+    for time in options.seconds:
+        seeds = [len(values) for key, values in found.items() if key[0] == time] or [0]
+        print(f"\nmedian KL in nats after {time:g} s, {min(seeds)} to {max(seeds)} seeds")
+        print_table(["", *options.densities], table_of(found, time, options.densities, options.variants))
+    if found:
+        draw(options.csv.with_suffix(".png"), found, options.densities, options.variants)

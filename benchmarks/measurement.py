@@ -71,11 +71,12 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
 
-def arguments(description: str, name: str) -> argparse.ArgumentParser:
-    """A command line with what all benchmarks take: `--threads` and `--json`."""
+def arguments(description: str, name: str, results: str = "json") -> argparse.ArgumentParser:
+    """A command line with what all benchmarks take: `--threads`, and `--json` or what else their results are."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
-    parser.add_argument("--json", type=Path, default=Path(f"outputs/benchmarks/{name}.json"), help="file to write")
+    file = Path(f"outputs/benchmarks/{name}.{results}")
+    parser.add_argument(f"--{results}", type=Path, default=file, help="file to write")
     return parser
 
 

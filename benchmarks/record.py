@@ -1,0 +1,71 @@
+"""What runs came to, in a CSV file with a row for each: what is there is not made again, on whatever day."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atomic import write_atomically
+
+__all__ = ["Job", "Record"]
+
+
+@dataclass(frozen=True, order=True)
+class Job:
+    """A run of train.py: in which time, on what, of what, and on how much of the machine."""
+
+    seconds: float
+    density: str
+    variant: str
+    seed: int
+    threads: int
+    at_once: int
+
+
+JOB = {field.name: {"float": float, "int": int, "str": str}[field.type] for field in dataclasses.fields(Job)}
+RESULTS = ("kl", "kl_stderr", "steps", "torch", "git_commit")  # of summary.json
+
+
+class Record:
+    """The rows of a CSV file, which is rewritten, and always whole, whenever one joins."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._rows: dict[Job, dict[str, Any]] = {}
+        if path.exists():
+            with open(path, newline="") as file:
+                for row in csv.DictReader(file):
+                    job = Job(**{name: kind(row[name]) for name, kind in JOB.items()})
+                    self._rows[job] = {name: row[name] for name in RESULTS}
+
+    def __contains__(self, job: Job) -> bool:
+        return job in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(sorted(self._rows))
+
+    def kl(self, job: Job) -> float:
+        """In nats."""
+        return float(self._rows[job]["kl"])
+
+    def add(self, job: Job, summary: dict[str, Any]) -> None:
+        """Keep what a run's summary.json says; to be called from any thread."""
+        with self._lock:
+            self._rows[job] = {name: summary[name] for name in RESULTS}
+            text = io.StringIO()
+            table = csv.writer(text, lineterminator="\n")
+            table.writerow([*JOB, *RESULTS])
+            for each in self:
+                table.writerow([*dataclasses.astuple(each), *(self._rows[each][name] for name in RESULTS)])
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(self.path, text.getvalue().encode())

@@ -1,0 +1,97 @@
+"""What the benchmarks keep of the runs they make: nothing is made twice, and nothing that was made is lost."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from benchmarks import equal_time
+from benchmarks.record import Job, Record
+
+KL = {("moons", "a", 0): 0.5, ("moons", "a", 1): 0.03125, ("moons", "b", 0): 0.0625, ("rings", "b", 0): -0.0001}
+SUMMARY = {"kl_stderr": 0.001, "steps": 700, "torch": "2.13.0", "git_commit": "abc"}
+VARIANTS = {"a": ["flow=iresnet"], "b": ["flow=resflow"]}
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
+    """Folders and settings of the runs made, each of which has the KL above; others fail."""
+    runs: list[tuple[str, list[str]]] = []
+
+    def run(folder: Path, settings: list[str]) -> tuple[list, dict[str, Any]]:
+        density, variant, seed = folder.name.split("-")
+        kl = KL[density, variant, int(seed)]
+        runs.append((str(folder), settings))
+        return [], {**SUMMARY, "kl": kl, "more": "not kept"}
+
+    monkeypatch.setattr(equal_time, "run", run)
+    return runs
+
+
+def compare(monkeypatch: pytest.MonkeyPatch, csv: Path, *options: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["compare", "--threads", "1", "--csv", str(csv), *options])
+    equal_time.compare("flows", "KL", VARIANTS, ("moons", "rings"), "data={data}")
+
+
+class TestCompare:
+    def test_makes_each_run_once_and_shows_all(
+        self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        csv = tmp_path / "new" / "flows.csv"
+        of_a = ("--variants", "a", "--densities", "moons", "--seconds", "7")
+        compare(monkeypatch, csv, *of_a, "--seeds", "2")
+        assert [settings[1:4] for _, settings in made] == [["flow=iresnet", f"seed={i}", "threads=1"] for i in (0, 1)]
+        assert "trainer.max_seconds=7.0" in made[0][1]
+        compare(monkeypatch, csv, *of_a, "--seeds", "2")
+        assert len(made) == 2
+        compare(monkeypatch, csv, "--variants", "b", "--seconds", "7", "--seeds", "1")
+        assert len(made) == 4
+        capsys.readouterr()
+        compare(monkeypatch, csv, "--seconds", "7", "300", "--show")
+        assert len(made) == 4
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
+        assert ["a", "0.27", "-"] in rows
+        assert ["b", "**0.0625**", "**-0.0001**"] in rows
+        assert ["a", "-", "-"] in rows
+        assert Image.open(csv.with_suffix(".png")).width > 400
+
+    def test_other_clocks_are_other_runs(self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path) -> None:
+        few = ("--variants", "b", "--densities", "moons", "--seeds", "1")
+        for clock in (("--seconds", "7"), ("--seconds", "8"), ("--seconds", "7", "--threads", "2"),
+                      ("--seconds", "7", "--at-once", "2")):  # fmt: skip
+            compare(monkeypatch, tmp_path / "flows.csv", *few, *clock)
+        assert len({folder for folder, _ in made}) == 4
+
+    def test_keeps_what_was_made_before_a_run_failed(
+        self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path
+    ) -> None:
+        csv = tmp_path / "flows.csv"
+        with pytest.raises(KeyError):  # there is no KL of a on rings
+            compare(monkeypatch, csv, "--seeds", "1")
+        assert len(Record(csv)) == len(made) >= 2
+
+
+class TestRecord:
+    def test_comes_back_as_it_was(self, tmp_path: Path) -> None:
+        path = tmp_path / "runs.csv"
+        record = Record(path)
+        late, early = Job(300.0, "moons", "no ActNorm, at all", 0, 1, 2), Job(60.0, "rings", "maf", 2, 2, 1)
+        record.add(late, {**SUMMARY, "kl": 1 / 3})
+        record.add(early, {**SUMMARY, "kl": 1e-17})
+        again = Record(path)
+        assert list(again) == [early, late]
+        assert again.kl(late) == 1 / 3
+        assert again.kl(early) == 1e-17
+        before = path.read_bytes()
+        again.add(early, {**SUMMARY, "kl": 1e-17})
+        assert path.read_bytes() == before
+
+    def test_a_command_names_its_file(self) -> None:
+        said = subprocess.run([sys.executable, "-m", "benchmarks.flows", "--help"], capture_output=True, text=True)
+        assert said.returncode == 0
+        assert "outputs/benchmarks/flows.csv" in said.stdout
