@@ -21,9 +21,9 @@ from arguments import ArgumentError, Range
 from atomic import write_atomically
 from datasets.point_table import PointTable
 from plots.samples import draw_samples
+from training import evaluation
 from training.command_line import command
 from training.configuration import choose_device
-from training.evaluation import log_prob
 from training.run_folder import LoadedRun, load_run
 
 
@@ -73,7 +73,7 @@ def _read_points(path: str) -> Tensor:
 
 
 def _write_samples(out: Path, run: LoadedRun, settings: Settings) -> None:
-    samples = run.flow.sample(settings.n, torch.Generator().manual_seed(settings.seed))
+    samples = evaluation.sample(run.flow, settings.n, torch.Generator().manual_seed(settings.seed))
     x, log_q = samples.cpu().numpy(), _log_prob(run, samples)
     _write(out / f"samples.{settings.format}", x, "x,y")
     _write(out / f"log_prob.{settings.format}", log_q, "log_prob")
@@ -92,7 +92,7 @@ def _write_grid(path: Path, run: LoadedRun, side: int) -> None:
 
 def _log_prob(run: LoadedRun, x: Tensor) -> np.ndarray:
     """The run's log-density in nats at `x`, shapes (n, 2) to (n,)."""
-    return log_prob(run.flow, x.to(next(run.flow.parameters()).device)).cpu().numpy()
+    return evaluation.log_prob(run.flow, x.to(next(run.flow.parameters()).device)).cpu().numpy()
 
 
 def _write(path: Path, array: np.ndarray, header: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import TINY, Result
+from training import evaluation
 from training.run_folder import load_run
 
 Run = Callable[..., Result]
@@ -81,6 +84,26 @@ def test_the_density_on_a_grid(run: Run, trained: Path, tmp_path: Path) -> None:
         *(abs(samples[:, i] - np.mean(loaded.window[i])) < np.ptp(loaded.window[i]) / 2 for i in (0, 1))
     )
     assert np.exp(log_prob).sum() * (x[1] - x[0]) * (y[1] - y[0]) == pytest.approx(inside.mean(), abs=0.02)
+
+
+def test_many_points_are_taken_in_passes_with_a_bar(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, sizes = load_run(trained).flow, []
+    x = flow.sample(500, torch.Generator().manual_seed(3))
+    monkeypatch.setattr(evaluation, "CHUNK", 64)
+    monkeypatch.setattr(evaluation, "PLAIN_CHUNK", 64)
+    monkeypatch.setattr(flow, "preimage", lambda z: sizes.append(len(z)) or type(flow).preimage(flow, z))
+    for patience, shown in ((0.0, True), (1e6, False)):
+        monkeypatch.setattr(evaluation, "PATIENCE", patience)
+        terminal = io.StringIO()
+        terminal.isatty = lambda: True
+        monkeypatch.setattr(sys, "stderr", terminal)
+        samples = evaluation.sample(flow, 500, torch.Generator().manual_seed(3))
+        np.testing.assert_allclose(samples.numpy(), x.numpy(), atol=1e-6)
+        with torch.no_grad():
+            np.testing.assert_allclose(evaluation.log_prob(flow, x).numpy(), flow.log_prob(x).numpy(), atol=1e-5)
+        assert ("sampling:" in terminal.getvalue()) == shown
+        assert ("evaluating:" in terminal.getvalue()) == shown
+    assert sizes == [*[64] * 7, 52] * 2
 
 
 def test_a_bad_file_of_points_is_named_with_its_line(run: Run, trained: Path, tmp_path: Path) -> None:
