@@ -5,37 +5,13 @@
  *
  * For n samples in d dimensions a stack has (1 + d) n rows: the values, then the first columns of all Jacobians, and so on.
  */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "vectors.h"
 
 #ifdef DOUBLE
-typedef double real;
 typedef int64_t bits;
 #else
-typedef float real;
 typedef int32_t bits;
 #endif
-
-/* A product works on tiles of C, TILE rows by VECTORS vectors, which with a row of B fill the registers. */
-#ifdef __AVX512F__
-#pragma GCC target("prefer-vector-width=512") /* gcc's own choice is half of it */
-enum { VECTOR_BYTES = 64, VECTORS = 1, TILE = 16 };
-#elif defined(__AVX__)
-enum { VECTOR_BYTES = 32, VECTORS = 2, TILE = 6 };
-#else
-enum { VECTOR_BYTES = 16, VECTORS = 2, TILE = 6 };
-#endif
-typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(real), PANEL = VECTORS * LANES };
-#define EACH_LANE for (int t = 0; t < PANEL; t++)
-#define EACH_VECTOR for (int v = 0, t = 0; v < VECTORS; v++, t += LANES)
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE vector load(const real *from) { return *(const vector *)from; }
-INLINE void store(real *to, vector what) { *(vector *)to = what; }
 
 /* ---- elementary functions, without branches, so that a compiler can vectorize them ---- */
 
@@ -123,8 +99,6 @@ INLINE Activated activated(real a, real p) {
 }
 
 /* ---- products of matrices in panels ---- */
-
-typedef vector Row[VECTORS];
 
 INLINE real sum_of(Row row) {
     vector sum = row[0];

@@ -20,6 +20,7 @@ import torch
 
 __all__ = ["CompileError", "alone_in_threads", "in_threads", "library", "shares"]
 
+HEADER = Path(__file__).with_name("vectors.h")  # that all sources include
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
 
 
@@ -93,7 +94,8 @@ def library(source: Path, dtype: torch.dtype, *definitions: str) -> ctypes.CDLL:
     if not compiler or not shutil.which(compiler[0]):
         raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'})")
     command = [*compiler, *FLAGS, *definitions]
-    key = hashlib.sha256("\0".join([source.read_text(), *command, _processor()]).encode()).hexdigest()[:32]
+    made_from = [HEADER.read_text(), source.read_text(), *command, _processor()]
+    key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
     path = _cache() / f"{source.stem}-{key}.so"
     if not path.exists():
         _compile(command, source, path)
@@ -106,7 +108,10 @@ def _compile(command: list[str], source: Path, path: Path) -> None:
         made = Path(folder) / path.name
         for native in ("-march=native", "-mcpu=native"):  # compilers differ in the name, by processor
             done = subprocess.run(
-                [*command, native, "-o", str(made), str(source), "-lm"], capture_output=True, text=True, check=False
+                [*command, native, f"-I{HEADER.parent}", "-o", str(made), str(source), "-lm"],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode == 0:
                 with made.open("rb") as file:

@@ -1,23 +1,15 @@
 /* Power iteration of many small matrices. flows/power_iteration.py says what and why. */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
+#include "vectors.h"
 
-#ifdef DOUBLE
-typedef double real;
-#else
-typedef float real;
-#endif
-
-enum { LANES = 16 }; /* sums at a time, so that a compiler can vectorize them */
+enum { SUMS = 16 }; /* sums at a time, so that a compiler can vectorize them */
 
 static real dot(int n, const real *a, const real *b) {
-    real sums[LANES] = {0}, total = 0;
+    real sums[SUMS] = {0}, total = 0;
     int j = 0;
-    for (; j + LANES <= n; j += LANES)
-        for (int t = 0; t < LANES; t++) sums[t] += a[j + t] * b[j + t];
+    for (; j + SUMS <= n; j += SUMS)
+        for (int t = 0; t < SUMS; t++) sums[t] += a[j + t] * b[j + t];
     for (; j < n; j++) total += a[j] * b[j];
-    for (int t = 0; t < LANES; t++) total += sums[t];
+    for (int t = 0; t < SUMS; t++) total += sums[t];
     return total;
 }
 

@@ -1,46 +1,24 @@
 /* Newton and Schulz's iteration for many small matrices. training/muon.py says what and why. */
-#include <math.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-
-#ifdef DOUBLE
-typedef double real;
-#else
-typedef float real;
-#endif
-
-/* A product works on tiles of C, TILE rows by VECTORS vectors, which with a row of B fill the registers. Matrices lie row by
- * row, padded with zeros to whole tiles. */
-#ifdef __AVX512F__
-#pragma GCC target("prefer-vector-width=512") /* gcc's own choice is half of it */
-enum { VECTOR_BYTES = 64, VECTORS = 1, TILE = 16 };
-#elif defined(__AVX__)
-enum { VECTOR_BYTES = 32, VECTORS = 2, TILE = 6 };
-#else
-enum { VECTOR_BYTES = 16, VECTORS = 2, TILE = 6 };
-#endif
-typedef real vector __attribute__((vector_size(VECTOR_BYTES), aligned(sizeof(real)), may_alias));
-enum { LANES = VECTOR_BYTES / sizeof(real), COLUMNS = VECTORS * LANES };
-#define EACH_VECTOR for (int v = 0; v < VECTORS; v++)
+#include "vectors.h"
 
 static int whole(int n, int parts) { return (n + parts - 1) / parts * parts; }
 
-/* C = A B, rows x inner and inner x columns, of `a_row` and `columns` numbers a row; whole tiles of C. */
+/* C = A B, rows x inner and inner x columns, of `a_row` and `columns` numbers a row. Matrices lie row by row, padded with
+ * zeros to whole tiles. */
 static void product(int rows, int inner, int columns, int a_row, const real *restrict A, const real *restrict B, real *restrict C) {
-    for (int column = 0; column < columns; column += COLUMNS)
+    for (int column = 0; column < columns; column += PANEL)
         for (int r = 0; r < rows; r += TILE) {
-            vector sums[TILE][VECTORS] = {{{0}}};
+            Row sums[TILE] = {{{0}}};
             const real *a = A + (ptrdiff_t)r * a_row, *b = B + column;
             for (int k = 0; k < inner; k++, b += columns) {
-                vector of_b[VECTORS];
-                EACH_VECTOR of_b[v] = *(const vector *)(b + v * LANES);
+                Row of_b;
+                EACH_VECTOR of_b[v] = load(b + t);
 #pragma GCC unroll 16
                 for (int i = 0; i < TILE; i++) EACH_VECTOR sums[i][v] += a[(ptrdiff_t)i * a_row + k] * of_b[v];
             }
             real *c = C + (ptrdiff_t)r * columns + column;
 #pragma GCC unroll 16
-            for (int i = 0; i < TILE; i++) EACH_VECTOR *(vector *)(c + (ptrdiff_t)i * columns + v * LANES) = sums[i][v];
+            for (int i = 0; i < TILE; i++) EACH_VECTOR store(c + (ptrdiff_t)i * columns + t, sums[i][v]);
         }
 }
 
@@ -49,7 +27,7 @@ static void product(int rows, int inner, int columns, int a_row, const real *res
 int orthogonalize(int64_t begin, int64_t end, int rows, int columns, int steps, double a, double b, double c, const real *G,
                   real *result) {
     int tall = rows > columns, m = tall ? columns : rows, n = tall ? rows : columns;
-    int high = whole(m, TILE), wide = whole(n, COLUMNS), square = whole(m, COLUMNS);
+    int high = whole(m, TILE), wide = whole(n, PANEL), square = whole(m, PANEL);
     size_t of_X = (size_t)high * wide, of_A = (size_t)high * square, of_transposed = (size_t)n * square;
     real *X = calloc(2 * of_X + 2 * of_A + of_transposed, sizeof(real));
     if (!X) return 0;

@@ -1,15 +1,5 @@
 /* A power series of many small matrices, cut for each at its own length. flows/estimators/series.py says what and why. */
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-
-#ifdef DOUBLE
-typedef double real;
-#else
-typedef float real;
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
+#include "vectors.h"
 
 /* Of one matrix J and one probe v. power and next have room for d numbers each; kept, unless it is NULL, for all powers
  * v^T J^k, k from 0 on. */
