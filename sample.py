@@ -24,7 +24,10 @@ from plots.samples import draw_samples
 from training import evaluation
 from training.command_line import command
 from training.configuration import choose_device
+from training.progress import in_passes
 from training.run_folder import LoadedRun, load_run
+
+ROWS = 20_000  # of a CSV file, written at a time
 
 
 @dataclass(frozen=True)
@@ -50,19 +53,21 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
     points = None if settings.points is None else _read_points(settings.points)
     run = load_run(Path(settings.run), "run", choose_device(settings.device))
     out = Path(settings.run if settings.out is None else settings.out)
+    written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         if points is not None:
             _write(out / f"log_prob.{settings.format}", _log_prob(run, points), "log_prob")
-            print(f"log_prob.{settings.format} in {out}")
+            written.append(f"log_prob.{settings.format}")
         if settings.grid is not None:
             _write_grid(out / "density.npz", run, settings.grid)
-            print(f"density.npz in {out}")
+            written.append("density.npz")
         if points is None and settings.grid is None:
             _write_samples(out, run, settings)
-            print(f"samples.{settings.format}, log_prob.{settings.format} and samples.png in {out}")
+            written += [f"samples.{settings.format}", f"log_prob.{settings.format}", "samples.png"]
     except OSError as error:
         raise ArgumentError("out", "a folder that can be written", f"'{out}': {error.strerror}") from error
+    print(f"{', '.join(written)} in {out}")
 
 
 def _read_points(path: str) -> Tensor:
@@ -100,7 +105,9 @@ def _write(path: Path, array: np.ndarray, header: str) -> None:
     if path.suffix == ".npy":
         np.save(buffer, array)
     else:
-        np.savetxt(buffer, array, fmt="%.9g", delimiter=",", header=header, comments="")  # 9 digits keep a float32
+        buffer.write(f"{header}\n".encode())
+        for rows in in_passes(f"writing {path.name}", array, ROWS):
+            np.savetxt(buffer, rows, fmt="%.9g", delimiter=",")  # 9 digits keep a float32
     write_atomically(path, buffer.getvalue())
 
 

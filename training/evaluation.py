@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from datasets import Points, Target
 from flows import Flow
 from flows.precision import widened
+from training.progress import in_passes
 
 __all__ = ["Evaluation", "HeldOut", "evaluate", "log_prob", "sample"]
 
 # Points a pass, so that memory does not grow with their number. Plain operations are faster where all stays in a cache.
 CHUNK, PLAIN_CHUNK = 65536, 2048
-PATIENCE = 1.0  # seconds without a progress bar
 
 
 @dataclass(frozen=True)
@@ -89,27 +87,18 @@ class Evaluation:
 @torch.no_grad()
 def log_prob(flow: Flow, x: Tensor) -> Tensor:
     """The log-density of any number of points, shape (n, d) to (n,), in nats, without a graph."""
-    return _in_passes("evaluating", flow, flow.log_prob, x)
+    return torch.cat([flow.log_prob(part) for part in in_passes("evaluating", x, _chunk(flow, x))])
 
 
 @torch.no_grad()
 def sample(flow: Flow, n: int, generator: torch.Generator | None = None) -> Tensor:
     """As `Flow.sample`, any number of points."""
-    return _in_passes("sampling", flow, flow.preimage, flow.sample_base(n, generator))
+    z = flow.sample_base(n, generator)
+    return torch.cat([flow.preimage(part) for part in in_passes("sampling", z, _chunk(flow, z))])
 
 
-def _in_passes(what: str, flow: Flow, of: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Return `of(x)`, a part of the points at a time, between which Ctrl-C is heard and a progress bar moves."""
-    size = PLAIN_CHUNK if x.device.type == "cpu" and not flow.compiled else CHUNK
-    done = []
-    with tqdm(
-        total=len(x), desc=what, unit="point", unit_scale=True, delay=PATIENCE, disable=None, dynamic_ncols=True,
-        leave=False,
-    ) as bar:  # fmt: skip
-        for part in x.split(size):
-            done.append(of(part))
-            bar.update(len(part))
-    return torch.cat(done)
+def _chunk(flow: Flow, x: Tensor) -> int:
+    return PLAIN_CHUNK if x.device.type == "cpu" and not flow.compiled else CHUNK
 
 
 @torch.no_grad()
@@ -133,7 +122,9 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Ev
     device, x = x.device, widened(x)  # so that rounding is no part of the difference
     exact = flow(x)[1]
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would move every device's random state
+        if device.type == "cuda":
+            torch.cuda.manual_seed(seed)
         flow.train()
         estimate = flow(x)[1]
         flow.eval()
