@@ -7,20 +7,23 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["blaming", "remove_temporaries", "write_atomically"]
+__all__ = ["blaming", "remove_unfinished", "write_atomically"]
+
+UNFINISHED = ".unfinished"  # how the names end of files that are being written
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Make `data` the content of `path`, at once: a reader sees the old file or the new one, never a part of either.
 
-    A process that is killed in the middle leaves a hidden temporary file beside `path`; the next write reuses it, and
-    `remove_temporaries` removes it.
+    A process that is killed in the middle leaves a hidden file beside `path`; the next write reuses it, and
+    `remove_unfinished` removes it.
 
     Raises:
         OSError: names `path`, which is then what it was.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")  # in the same folder: a file system replaces only its own files
+    # In the same folder: a file system replaces only its own files.
+    temporary = path.with_name(f".{path.name}{UNFINISHED}")
     with blaming(path):
         try:
             with open(temporary, "wb") as file:
@@ -54,7 +57,7 @@ def blaming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what processes killed in `write_atomically` left in `folder` and below. No other may be at work there."""
-    for path in folder.rglob(".*.tmp"):
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes killed in `write_atomically` left in `folder`. No other may be at work there."""
+    for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink()

@@ -19,7 +19,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from arguments import ArgumentError
-from atomic import remove_temporaries
+from atomic import remove_unfinished
 from datasets.points import window_of
 from datasets.target import Window
 from flows import Flow
@@ -63,7 +63,8 @@ def open_folder(folder: Path, resume: bool) -> Iterator[None]:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             for name in ("plots", "densities"):
                 (folder / name).mkdir(exist_ok=True)
-            remove_temporaries(folder)
+                remove_unfinished(folder / name)
+            remove_unfinished(folder)
         except BlockingIOError as error:
             raise ArgumentError(setting, "a folder that no other process is training in", f"'{folder}'") from error
         except OSError as error:
