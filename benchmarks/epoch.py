@@ -66,7 +66,14 @@ def main() -> None:
             f"import sys; sys.argv[0] = 'train.py'; from benchmarks.epoch import *; run_timed(Path({str(report)!r}))"
         )
         subprocess.run(
-            [sys.executable, "-c", program, f"hydra.run.dir={folder}/run", *options.overrides],
+            [
+                sys.executable,
+                "-c",
+                program,
+                f"hydra.run.dir={folder}/run",
+                f"threads={options.threads}",
+                *options.overrides,
+            ],
             check=True,
             env={**os.environ, "PYTHONPATH": str(PROJECT), BEGAN: str(time.time())},
         )
@@ -78,7 +85,7 @@ def main() -> None:
         *([what, f"{seconds.get(what, 0.0):.1f}", f"{seconds.get(what, 0.0) / total:.1%}"] for what in order),
         ["all", f"{total:.1f}", ""],
     ])  # fmt: skip
-    write_json(options.json, {"overrides": options.overrides, "seconds": seconds, "all": total})
+    write_json(options.json, options.threads, {"overrides": options.overrides, "seconds": seconds, "all": total})
 
 
 if __name__ == "__main__":

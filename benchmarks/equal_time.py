@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from benchmarks.measurement import arguments, print_table
-from benchmarks.record import Job, Record
+from benchmarks.record import Clock, Job, Record
 from benchmarks.runs import run
 from plots.figure import new_figure, pixels, write_png
 
@@ -25,18 +25,18 @@ MOST_EPOCHS = 200  # more steps than there is time for
 PANELS = 5  # of the figure, side by side
 LEAST = 1e-4  # nats: what a KL below it, or below 0 by its sampling error, is drawn as
 
-Found = dict[tuple[float, str, str], list[float]]
-"""KL of every seed, by seconds, density and variant."""
+Found = dict[tuple[Clock, str, str], list[float]]
+"""KL of every seed, by clock, density and variant."""
 
 
-def table_of(found: Found, seconds: float, densities: Sequence[str], variants: Sequence[str]) -> list[list[str]]:
+def table_of(found: Found, clock: Clock, densities: Sequence[str], variants: Sequence[str]) -> list[list[str]]:
     """The median KL, in nats, a row for each variant: the lowest of a density in bold, a dash where there is none."""
     medians = {key: statistics.median(values) for key, values in found.items()}
-    lowest = {density: min((medians.get((seconds, density, name), math.inf) for name in variants), default=math.inf)
+    lowest = {density: min((medians.get((clock, density, name), math.inf) for name in variants), default=math.inf)
               for density in densities}  # fmt: skip
 
     def cell(density: str, variant: str) -> str:
-        value = medians.get((seconds, density, variant))
+        value = medians.get((clock, density, variant))
         if value is None:
             return "-"
         text = f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
@@ -46,28 +46,28 @@ def table_of(found: Found, seconds: float, densities: Sequence[str], variants: S
 
 
 def draw(path: Path, found: Found, densities: Sequence[str], variants: Sequence[str]) -> None:
-    """A panel for each density: the KL of every run a dot, one line of dots for each variant and each time."""
-    times = sorted({seconds for seconds, _, _ in found})
-    colors = dict(zip(times, colormaps["plasma"](np.linspace(0.75, 0.35, len(times)))))
+    """A panel for each density: the KL of every run a dot, one line of dots for each variant and each clock."""
+    clocks = sorted({clock for clock, _, _ in found})
+    colors = colormaps["plasma"](np.linspace(0.75, 0.35, len(clocks)))
     columns = min(PANELS, len(densities))
     rows = math.ceil(len(densities) / columns)
-    height = 60 + 17 * len(variants)
-    figure = new_figure(120 + 190 * columns, 45 + height * rows)
+    left, width, high = 20 + 6 * max(map(len, variants)), 175, 17 * len(variants)
+    figure = new_figure(left + (width + 15) * columns + 10, 65 + (60 + high) * rows)
     total = figure.bbox.height
     drawn = [max(value, LEAST) for values in found.values() for value in values]
-    limits = (10 ** math.floor(math.log10(min(drawn))), 1.5 * max(drawn))
+    limits = (0.7 * min(drawn), 1.5 * max(drawn))
     for index, density in enumerate(densities):
         row, column = divmod(index, columns)
         axes: Axes = figure.add_axes(
-            ((100 + 190 * column) / figure.bbox.width, (total - 65 - height * row - 17 * len(variants)) / total,
-             175 / figure.bbox.width, 17 * len(variants) / total)
+            ((left + (width + 15) * column) / figure.bbox.width, (total - 85 - (60 + high) * row - high) / total,
+             width / figure.bbox.width, high / total)
         )  # fmt: skip
-        for number, seconds in enumerate(times):
-            shift = 0.4 * ((number + 0.5) / len(times) - 0.5)
+        for number, (clock, color) in enumerate(zip(clocks, colors)):
+            shift = 0.4 * ((number + 0.5) / len(clocks) - 0.5)
             for line, variant in enumerate(variants):
-                values = np.maximum(found.get((seconds, density, variant), []), LEAST)
-                axes.plot(values, np.full(len(values), line + shift), "o", color=colors[seconds], markersize=4.5,
-                          markeredgewidth=0, label=f"{seconds:g} s" if line == 0 else None)  # fmt: skip
+                values = np.maximum(found.get((clock, density, variant), []), LEAST)
+                axes.plot(values, np.full(len(values), line + shift), "o", color=color, markersize=4.5,
+                          markeredgewidth=0, label=str(clock) if line == 0 else None)  # fmt: skip
         axes.set(xscale="log", xlim=limits, ylim=(len(variants) - 0.4, -0.6))
         axes.set_xticks([tick for tick in 10.0 ** np.arange(-3, 2) if limits[0] < tick < limits[1] / 2])
         axes.set_title(density, fontsize=10, pad=4)
@@ -75,9 +75,9 @@ def draw(path: Path, found: Found, densities: Sequence[str], variants: Sequence[
         axes.grid(alpha=0.3, linewidth=0.5)
         axes.tick_params(labelsize=8, length=2)
         if index == 0:
-            figure.legend(*axes.get_legend_handles_labels(), loc="upper right", ncols=len(times), fontsize=9,
-                          frameon=False)  # fmt: skip
-    figure.text(0.5, 1 - 22 / total, "KL(target || model) in nats, every run a dot", ha="center")
+            figure.legend(*axes.get_legend_handles_labels(), loc="upper left", ncols=len(clocks), fontsize=9,
+                          frameon=False, bbox_to_anchor=(0, 1 - 24 / total))  # fmt: skip
+    figure.text(8 / figure.bbox.width, 1 - 20 / total, "KL(target || model) in nats, every run a dot")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, pixels(figure))
 
@@ -109,7 +109,7 @@ def compare(
     parser.add_argument("--variants", nargs="+", default=list(variants), choices=list(variants), help="all of them")
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, of --threads threads each")
     parser.add_argument("--folder", type=Path, default=Path(f"outputs/benchmarks/{name}"), help="of the runs")
-    parser.add_argument("--show", action="store_true", help="make no runs: show those of --csv")
+    parser.add_argument("--show", action="store_true", help="make no runs: show those of --csv, by any clock")
     options = parser.parse_args()
 
     record = Record(options.csv)
@@ -122,23 +122,23 @@ def compare(
     ]
 
     def make(job: Job) -> None:
-        clock = f"{job.seconds:g}s-{job.at_once}x{job.threads}"
-        folder = options.folder / clock / f"{job.density}-{job.variant.replace(' ', '_')}-{job.seed}"
+        name = f"{job.density}-{job.variant.replace(' ', '_')}-{job.seed}"
         settings = [base.format(data=job.density), *variants[job.variant], f"seed={job.seed}",
                     f"threads={job.threads}", f"trainer.max_seconds={job.seconds}",
                     f"trainer.steps_per_epoch={EPOCH}", f"trainer.epochs={MOST_EPOCHS}"]  # fmt: skip
-        record.add(job, run(folder, settings)[1])
+        record.add(job, run(options.folder / f"{job.at_once}_at_once", name, settings)[1])
 
     missing = [] if options.show else [job for job in jobs if job not in record]
     with ThreadPoolExecutor(options.at_once) as pool:
         list(tqdm(pool.map(make, missing), total=len(missing), unit="run", disable=None))
     found: Found = {}
-    for job in jobs:
-        if job in record:
-            found.setdefault((job.seconds, job.density, job.variant), []).append(record.kl(job))
-    for time in options.seconds:
-        seeds = [len(values) for key, values in found.items() if key[0] == time] or [0]
-        print(f"\nmedian KL in nats after {time:g} s, {min(seeds)} to {max(seeds)} seeds")
-        print_table(["", *options.densities], table_of(found, time, options.densities, options.variants))
+    for job in record:
+        wanted = job.density in options.densities and job.variant in options.variants
+        if wanted and (options.show or job in jobs):
+            found.setdefault((job.clock, job.density, job.variant), []).append(record.kl(job))
+    for clock in sorted({clock for clock, _, _ in found}):
+        seeds = [len(values) for key, values in found.items() if key[0] == clock]
+        print(f"\nmedian KL in nats after {clock}; {min(seeds)} to {max(seeds)} seeds")
+        print_table(["", *options.densities], table_of(found, clock, options.densities, options.variants))
     if found:
         draw(options.csv.with_suffix(".png"), found, options.densities, options.variants)

@@ -70,9 +70,10 @@ def main() -> None:
     found, entropies, table, results = {}, {}, [], []
     jobs = [(data, name) for data in options.densities for name in ESTIMATORS]
     for data, name in tqdm(jobs, unit="run", disable=None):
-        folder = options.folder / f"{data}-{name.replace(', ', '-').replace(' = ', '')}"
         rows, summary = run(
-            folder, [f"data={data}", *ESTIMATORS[name], f"threads={options.threads}", *options.overrides]
+            options.folder,
+            f"{data}-{name.replace(', ', '-').replace(' = ', '')}",
+            [f"data={data}", *ESTIMATORS[name], f"threads={options.threads}", *options.overrides],
         )
         found.setdefault(data, {})[name], entropies[data] = rows, summary["entropy"]
         milliseconds = 1e3 * summary["train_seconds"] / summary["steps"]
@@ -83,7 +84,7 @@ def main() -> None:
         results.append({"data": data, "estimator": name, "rows": rows, "summary": summary})
     header = ["density", "estimator", "KL", "by its own estimate", "bias of log-det", "its std, a sample", "ms a step"]
     print_table(header, table)
-    write_json(options.json, results)
+    write_json(options.json, options.threads, results)
     draw(options.json.with_suffix(".png"), found, entropies)
 
 

@@ -236,7 +236,7 @@ def main() -> None:
             last = [curve[-1][1] for curve in of_seeds]
             rows.append([data, name, f"{statistics.median(last):.4f}", f"{min(last):.4f} to {max(last):.4f}"])
     print_table(["density", "model", f"KL, nats, after {options.seconds:.0f} s (median)", "of the seeds"], rows)
-    write_json(options.json, {"seconds": options.seconds, "threads": options.threads, "at_once": options.at_once,
+    write_json(options.json, options.threads, {"seconds": options.seconds, "at_once": options.at_once,
                               "curves": curves})  # fmt: skip
     draw(options.json.with_suffix(".png"), curves, options.seconds, options.threads)
 

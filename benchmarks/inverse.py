@@ -136,7 +136,7 @@ def main() -> None:
             )  # fmt: skip
     header = ["steps", "points", "ours, a second", "its largest error", "normflows, a second", "its largest error"]
     print_table([*header, "its evaluations a block", "ratio (quartiles)"], table)
-    write_json(options.json, results)
+    write_json(options.json, options.threads, results)
 
 
 if __name__ == "__main__":

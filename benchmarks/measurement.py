@@ -90,8 +90,8 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
 
 
-def write_json(path: Path, results: Any) -> None:
-    """Write `results` with the machine, its threads and the versions."""
+def write_json(path: Path, threads: int, results: Any) -> None:
+    """Write `results` with the machine, the threads they were made with, and the versions."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -102,7 +102,7 @@ def write_json(path: Path, results: Any) -> None:
         "machine": platform.machine(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
+        "threads": threads,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "versions": versions,

@@ -101,7 +101,7 @@ def main() -> None:
             ]
         print(f"\nd = {d}, width {WIDTH}, batch {BATCH}: peak MiB of a step (blocks x terms)\n")
         print_table(["", *(f"{blocks} x {terms}" for blocks, terms in columns)], rows)
-    write_json(options.json, results)
+    write_json(options.json, options.threads, results)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,27 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from atomic import write_atomically
 
-__all__ = ["Job", "Record"]
+__all__ = ["Clock", "Job", "Record"]
+
+
+class Clock(NamedTuple):
+    """Which time a run has, and how much of the machine."""
+
+    seconds: float
+    threads: int
+    at_once: int
+
+    def __str__(self) -> str:
+        return f"{self.seconds:g} s, {self.threads} thread{'s' * (self.threads > 1)}, {self.at_once} at once"
 
 
 @dataclass(frozen=True, order=True)
 class Job:
-    """A run of train.py: in which time, on what, of what, and on how much of the machine."""
+    """A run of train.py."""
 
     seconds: float
     density: str
@@ -26,6 +37,10 @@ class Job:
     seed: int
     threads: int
     at_once: int
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(self.seconds, self.threads, self.at_once)
 
 
 JOB = {field.name: {"float": float, "int": int, "str": str}[field.type] for field in dataclasses.fields(Job)}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,9 +17,16 @@ __all__ = ["run"]
 PROJECT = Path(__file__).resolve().parent.parent
 
 
-def run(folder: Path, overrides: Sequence[str]) -> tuple[list[dict[str, float]], dict[str, Any]]:
-    """Train without pictures, unless it was done before; return the rows of metrics.csv and the summary."""
+def run(parent: Path, name: str, overrides: Sequence[str]) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """Train without pictures, unless it was done before; return the rows of metrics.csv and the summary.
+
+    The run's folder, below `parent`, is called `name` and a digest of the settings. One that was stopped begins anew,
+    since what is gone on with has had another start.
+    """
+    digest = hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:8]
+    folder = parent / f"{name}-{digest}"
     if not (folder / "summary.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)
         subprocess.run(
             [sys.executable, str(PROJECT / "train.py"), "trainer.plots=false", f"hydra.run.dir={folder}", *overrides],
             check=True,

@@ -113,7 +113,7 @@ def main() -> None:
     header = ["blocks x width", "batch", "estimator", "ours, ms", "of its products"]
     header += [] if options.alone else ["normflows, ms: ratio (quartiles)", "torchflows, ms: ratio (quartiles)"]
     print_table(header, table)
-    write_json(options.json, results)
+    write_json(options.json, options.threads, results)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import equal_time
+from benchmarks import equal_time, runs
 from benchmarks.record import Job, Record
+from tests.conftest import TINY
 
 KL = {("moons", "a", 0): 0.5, ("moons", "a", 1): 0.03125, ("moons", "b", 0): 0.0625, ("rings", "b", 0): -0.0001}
 SUMMARY = {"kl_stderr": 0.001, "steps": 700, "torch": "2.13.0", "git_commit": "abc"}
@@ -21,16 +22,16 @@ VARIANTS = {"a": ["flow=iresnet"], "b": ["flow=resflow"]}
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
     """Folders and settings of the runs made, each of which has the KL above; others fail."""
-    runs: list[tuple[str, list[str]]] = []
+    found: list[tuple[str, list[str]]] = []
 
-    def run(folder: Path, settings: list[str]) -> tuple[list, dict[str, Any]]:
-        density, variant, seed = folder.name.split("-")
+    def run(parent: Path, name: str, settings: list[str]) -> tuple[list, dict[str, Any]]:
+        density, variant, seed = name.split("-")
         kl = KL[density, variant, int(seed)]
-        runs.append((str(folder), settings))
+        found.append((str(parent), settings))
         return [], {**SUMMARY, "kl": kl, "more": "not kept"}
 
     monkeypatch.setattr(equal_time, "run", run)
-    return runs
+    return found
 
 
 def compare(monkeypatch: pytest.MonkeyPatch, csv: Path, *options: str) -> None:
@@ -52,12 +53,11 @@ class TestCompare:
         compare(monkeypatch, csv, "--variants", "b", "--seconds", "7", "--seeds", "1")
         assert len(made) == 4
         capsys.readouterr()
-        compare(monkeypatch, csv, "--seconds", "7", "300", "--show")
+        compare(monkeypatch, csv, "--threads", "9", "--show")
         assert len(made) == 4
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
         assert ["a", "0.27", "-"] in rows
         assert ["b", "**0.0625**", "**-0.0001**"] in rows
-        assert ["a", "-", "-"] in rows
         assert Image.open(csv.with_suffix(".png")).width > 400
 
     def test_other_clocks_are_other_runs(self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ class TestCompare:
         for clock in (("--seconds", "7"), ("--seconds", "8"), ("--seconds", "7", "--threads", "2"),
                       ("--seconds", "7", "--at-once", "2")):  # fmt: skip
             compare(monkeypatch, tmp_path / "flows.csv", *few, *clock)
-        assert len({folder for folder, _ in made}) == 4
+        assert len({(folder, *settings) for folder, settings in made}) == 4
 
     def test_keeps_what_was_made_before_a_run_failed(
         self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path
@@ -91,7 +91,24 @@ class TestRecord:
         again.add(early, {**SUMMARY, "kl": 1e-17})
         assert path.read_bytes() == before
 
-    def test_a_command_names_its_file(self) -> None:
+
+class TestRun:
+    def test_goes_on_and_is_told_apart_by_its_settings(self, tmp_path: Path) -> None:
+        settings = ["flow=iresnet", *TINY]
+        rows, summary = runs.run(tmp_path, "a", settings)
+        assert len(rows) == summary["epochs"] == 2
+        (folder,) = tmp_path.iterdir()
+        stamp = (folder / "summary.json").stat().st_mtime_ns
+        assert runs.run(tmp_path, "a", settings)[1] == summary
+        assert (folder / "summary.json").stat().st_mtime_ns == stamp
+        (folder / "summary.json").unlink()  # as one that was stopped leaves it
+        assert runs.run(tmp_path, "a", settings)[1]["kl"] == summary["kl"]
+        assert runs.run(tmp_path, "a", [*settings, "seed=1"])[1]["kl"] != summary["kl"]
+        assert len(list(tmp_path.iterdir())) == 2
+
+
+class TestCommand:
+    def test_names_its_file(self) -> None:
         said = subprocess.run([sys.executable, "-m", "benchmarks.flows", "--help"], capture_output=True, text=True)
         assert said.returncode == 0
         assert "outputs/benchmarks/flows.csv" in said.stdout
