@@ -31,7 +31,7 @@ class Diamond(TargetDensity):
 
     @checked
     def __init__(
-        self, side: Annotated[int, Range(ge=2, le=200)] = 20, noise: Annotated[float, Range(ge=0.001)] = 0.04
+        self, side: Annotated[int, Range(ge=2, le=200)] = 20, noise: Annotated[float, Range(ge=0.001, le=1e6)] = 0.04
     ) -> None:
         self.side, self.noise = side, noise
         self.means = torch.linspace(-BOUND, BOUND, side, dtype=torch.float64)

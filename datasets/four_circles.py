@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from arguments import Range, checked
-from datasets.target import TargetDensity, Window
+from arguments import checked
+from datasets.target import Noise, TargetDensity, Window
 
 __all__ = ["FourCircles"]
 
@@ -28,7 +27,8 @@ class FourCircles(TargetDensity):
     """
 
     @checked
-    def __init__(self, noise: Annotated[float, Range(gt=0)] = 0.1) -> None:
+    def __init__(self, noise: Noise = 0.1) -> None:
+        self.check_noise(noise, RADIUS)
         self.noise = noise
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:

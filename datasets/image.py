@@ -8,6 +8,7 @@ from typing import Annotated
 
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 from torch import Tensor
 
@@ -32,6 +33,8 @@ class Image(DataFile, TargetDensity):
         sha256: digest that the file must have; None for any.
     """
 
+    looks = 10
+
     @checked
     def __init__(
         self,
@@ -54,7 +57,7 @@ class Image(DataFile, TargetDensity):
     def _lightness(self, resolution: int) -> np.ndarray:
         """Of each pixel, from 0 to 1, shape (rows, columns), the highest row first."""
         try:
-            picture = PIL.Image.open(io.BytesIO(self.content))
+            picture = PIL.ImageOps.exif_transpose(PIL.Image.open(io.BytesIO(self.content)))
             if picture.mode.startswith("I;16"):
                 picture = PIL.Image.fromarray(np.asarray(picture).astype(np.float32) / 65535)
             elif picture.mode in ("I", "F"):

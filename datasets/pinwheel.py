@@ -44,6 +44,8 @@ class Pinwheel(TargetDensity):
         radial_noise: Annotated[float, Range(gt=0, le=0.5)] = 0.3,
         tangential_noise: Annotated[float, Range(gt=0, le=0.2)] = 0.1,
     ) -> None:
+        self.check_noise(radial_noise, 1.0, "radial_noise")
+        self.check_noise(tangential_noise, 1.0, "tangential_noise")
         self.blades, self.radial_noise, self.tangential_noise = blades, radial_noise, tangential_noise
         # How many roots to each side of a blade's middle count: those at up to REACH standard deviations.
         rho = 1 + REACH * radial_noise

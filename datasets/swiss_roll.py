@@ -29,7 +29,7 @@ class SwissRoll(CurveDensity):
     """
 
     @checked
-    def __init__(self, noise: Annotated[float, Range(ge=0.05)] = 1.0) -> None:
+    def __init__(self, noise: Annotated[float, Range(ge=0.05, le=1e6)] = 1.0) -> None:
         self.noise = noise / SCALE
 
     def curve(self, t: Tensor) -> Tensor:

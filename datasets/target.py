@@ -43,6 +43,9 @@ class Target(abc.ABC):
 class TargetDensity(Target):
     """A density on the plane that can be sampled, independently, and evaluated, both exactly."""
 
+    looks: int = 1
+    """Along each side of a cell of a grid that it is drawn on: more, and their mean, where it is finer than a cell."""
+
     @abc.abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Return ln p(x) in nats, shapes (..., 2) to (...), computed in float64, returned in the dtype of `x`.
@@ -94,10 +97,10 @@ class TargetDensity(Target):
         return _on_panels(integrand, radii, angles)
 
     @staticmethod
-    def check_noise(noise: float, size: float) -> None:
+    def check_noise(noise: float, size: float, name: str = "noise") -> None:
         """Refuse noise that points of this `size`, in float32, cannot show: what is learned would be their rounding."""
         if 0 < noise < (least := size * 2**-22):
-            raise ArgumentError("noise", f"at least {least:.2g}, four times the spacing of the points", repr(noise))
+            raise ArgumentError(name, f"at least {least:.2g}, four times the spacing of the points", repr(noise))
 
     def _mass_and_entropy(self, x: Tensor) -> Tensor:
         """p and -p ln p, shapes (..., 2) to (..., 2)."""

@@ -33,7 +33,7 @@ class TwoSpirals(CurveDensity):
     spread = math.sqrt(2) * HALF_SIDE
 
     @checked
-    def __init__(self, noise: Annotated[float, Range(ge=0.01)] = 0.1) -> None:
+    def __init__(self, noise: Annotated[float, Range(ge=0.01, le=1e6)] = 0.1) -> None:
         self.noise = noise
 
     def curve(self, t: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from plots.text import draw_text, to_grey_indices
 __all__ = ["DensityGif"]
 
 WIDTH, HEIGHT = 700, 392
-LEAST_DENSITY = 1e-12  # where a density falls between all points of the grid, its picture is empty
 
 
 class DensityGif:
@@ -33,7 +32,7 @@ class DensityGif:
         self, path: Path, target: np.ndarray, window: Window, title: str, name: str = "target density"
     ) -> None:
         self.file = GifFile(path, density_palette())
-        self.top = max(float(target.max()) * 1.05, LEAST_DENSITY)
+        self.top = float(target.max()) * 1.05 or 1.0  # a density may fall between all points of the grid
         figure = new_figure(WIDTH, HEIGHT)
         left, right = figure.add_axes((0.04, 0.06, 0.43, 0.77)), figure.add_axes((0.5, 0.06, 0.43, 0.77))
         style_axes(left, window, name)

@@ -19,6 +19,7 @@ from datasets.points import Points
 from tests.conftest import TINY, Result
 from tests.test_train import same_weights
 from training.checkpoint import save_checkpoint
+from training.density_grid import DensityGrid
 from training.run_folder import load_run
 
 Run = Callable[..., Result]
@@ -289,6 +290,27 @@ class TestImage:
             torch.testing.assert_close(
                 mass, torch.from_numpy(grey / grey.sum()).flip(0).flatten(), rtol=0.03, atol=1e-3
             )
+
+    def test_is_turned_as_its_camera_was(self, tmp_path: Path) -> None:
+        picture = PIL.Image.fromarray(np.arange(8, dtype=np.uint8).reshape(2, 4) * 30)
+        picture.transpose(PIL.Image.Transpose.ROTATE_90).save(tmp_path / "upright.png")
+        exif = picture.getexif()
+        exif[0x0112] = 8  # orientation: to be turned by a quarter against the clock
+        picture.save(tmp_path / "turned.png", exif=exif)
+        upright, turned = (Image(str(tmp_path / f"{name}.png")) for name in ("upright", "turned"))
+        assert (turned.rows, turned.columns) == (4, 2)
+        assert torch.equal(turned.mass, upright.mass)
+
+    def test_what_is_drawn_is_the_mean_around_each_point(self, tmp_path: Path) -> None:
+        light = np.full((900, 900), 255, dtype=np.uint8)
+        light[:, ::10] = 0  # lines much finer than the grid
+        PIL.Image.fromarray(light).save(tmp_path / "a.png")
+        density = Image(str(tmp_path / "a.png"), resolution=900)
+        drawn = DensityGrid(density, torch.device("cpu")).of_target
+        (left, right), (bottom, top) = density.window
+        assert drawn.sum() * (right - left) * (top - bottom) / drawn.size == pytest.approx(1, rel=0.01)
+        inside = drawn[10:90, 10:90]
+        assert inside.min() > 0.5 * inside.mean()
 
     def test_larger_ones_are_reduced(self, tmp_path: Path) -> None:
         PIL.Image.fromarray(np.arange(300 * 600, dtype=np.uint32).reshape(300, 600).astype(np.uint8)).save(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from atomic import write_atomically
 from datasets import Points, Target
@@ -31,16 +32,16 @@ class DensityGrid:
 
     def __init__(self, target: Target, device: torch.device) -> None:
         self.target = target
-        x, y = (torch.linspace(low, high, 2 * SIDE + 1)[1::2] for low, high in target.window)
-        rows, columns = torch.meshgrid(y, x, indexing="ij")
-        self.points = torch.stack([columns, rows], dim=-1).view(-1, 2).to(device)
+        self.points = _midpoints(target.window, SIDE).to(device)
 
     @functools.cached_property
     def of_target(self) -> np.ndarray:
         """The target's density per unit area, shape (100, 100), the lowest y first; of points, a histogram."""
         if isinstance(self.target, Points):
             return self.target.histogram(SIDE)
-        return self.target.log_prob(self.points.cpu().double()).exp().view(SIDE, SIDE).numpy()
+        finer = self.target.looks
+        points = _midpoints(self.target.window, SIDE * finer).double()
+        return self.target.log_prob(points).exp().view(SIDE, finer, SIDE, finer).mean((1, 3)).numpy()
 
     @property
     def name_of_target(self) -> str:
@@ -49,6 +50,13 @@ class DensityGrid:
     def density_of(self, flow: Flow) -> np.ndarray:
         """The same of `flow`, which is in evaluation mode."""
         return log_prob(flow, self.points).exp().view(SIDE, SIDE).cpu().numpy()
+
+
+def _midpoints(window: Window, side: int) -> Tensor:
+    """Of side x side cells that cover `window`, shape (side^2, 2), row by row, the lowest y first."""
+    x, y = (torch.linspace(low, high, 2 * side + 1)[1::2] for low, high in window)
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns, rows], dim=-1).view(-1, 2)
 
 
 class DrawnTarget(NamedTuple):
@@ -78,16 +86,15 @@ def load_target(run: Path) -> DrawnTarget | None:
 
 
 def save_density(run: Path, epoch: int, density: np.ndarray) -> None:
-    """Keep the density that a run has learned by the end of `epoch`, in half precision: 20 kB."""
+    """Keep the density that a run has learned by the end of `epoch`: 40 kB."""
     buffer = io.BytesIO()
-    with np.errstate(over="ignore"):  # what is too high for half precision becomes infinite, and is drawn as the top
-        np.save(buffer, density.astype(np.float16))
+    np.save(buffer, density.astype(np.float32))
     write_atomically(_path(run, epoch), buffer.getvalue())
 
 
 def load_density(run: Path, epoch: int) -> np.ndarray:
     """What `save_density` kept."""
-    return np.load(_path(run, epoch)).astype(np.float32)
+    return np.load(_path(run, epoch)).astype(np.float32)  # earlier versions kept half precision
 
 
 def _path(run: Path, epoch: int) -> Path:
