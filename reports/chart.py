@@ -13,6 +13,7 @@ COLORS = 8  # of the style sheet; more series than that are dashed as well
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38
+MOST_RATIO = 1e5  # of the highest value on a logarithmic axis to the lowest
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
     """A figure with a title and one line for each of `series`.
 
     Args:
-        logarithmic: the vertical axis, where all values are above zero; otherwise it is linear all the same.
+        logarithmic: the vertical axis, unless no value is above zero. It spans five decades at most: what is lower,
+            or not above zero, such as the estimate of a small KL, is drawn at its lower end.
     """
     lines = [
         (line, [(x, y) for x, y in zip(line.x, line.y) if math.isfinite(x) and math.isfinite(y)]) for line in series
@@ -43,10 +45,12 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
     points = [point for _, line in lines for point in line]
     if not points:
         return f"<figure><figcaption>{html.escape(title)}</figcaption><p>no values</p></figure>"
-    logarithmic = logarithmic and all(y > 0 for _, y in points)
+    high = max(y for _, y in points)
+    logarithmic = logarithmic and high > 0
+    least = max(min(y for _, y in points if y > 0), high / MOST_RATIO) if logarithmic else -math.inf
+    low = max(least, min(y for _, y in points))
     scale = math.log10 if logarithmic else float
     x_ticks = _ticks(0.0, max(x for x, _ in points))
-    low, high = min(y for _, y in points), max(y for _, y in points)
     y_ticks = _log_ticks(low, high) if logarithmic else _ticks(low, high)
     left, right = min(0.0, x_ticks[0]), max(max(x for x, _ in points), x_ticks[-1])
     bottom, top = scale(min(low, y_ticks[0])), scale(max(high, y_ticks[-1]))
@@ -72,11 +76,13 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
         f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>'
     )
     for line, found in lines:
-        where = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in found)
+        kind = "line dot" if len(found) == 1 else "line"
+        found = found * 2 if len(found) == 1 else found  # a line of one point would not be drawn
+        where = " ".join(f"{across(x):.1f},{down(max(y, low)):.1f}" for x, y in found)
         values = " ".join(f"{x:.6g},{y:.6g}" for x, y in found)
         dash = DASHES[line.index // COLORS % len(DASHES)]
         parts.append(
-            f'<polyline class="line" style="--color: var(--c{line.index % COLORS})" stroke-dasharray="{dash}" '
+            f'<polyline class="{kind}" style="--color: var(--c{line.index % COLORS})" stroke-dasharray="{dash}" '
             f'data-index="{line.index}" data-name="{html.escape(line.name)}" data-values="{values}" points="{where}"/>'
         )
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{''.join(parts)}</svg></figure>"

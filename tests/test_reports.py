@@ -61,6 +61,22 @@ class TestChart:
         assert len(line) == 2
         assert "no values" in chart("a", "step", [Series("", 0, [1], [float("nan")])])
 
+    def test_one_point_is_seen(self) -> None:
+        text = chart("a", "step", [Series("", 0, [3], [2.0]), Series("", 1, [1, 2], [1.0, 2.0])])
+        (a, b), _ = self.points(text)
+        assert a == b  # a line without length, whose round ends are drawn
+        assert text.count('class="line dot"') == 1
+
+    def test_what_has_no_logarithm_is_drawn_at_the_lower_end(self) -> None:
+        text = chart("a", "step", [Series("", 0, [1, 2, 3, 4], [1.0, 0.1, -0.0001, 0.01])], True)
+        ((_, a), (_, b), (_, c), (_, d)) = self.points(text)[0]
+        assert b - a == pytest.approx(d - b, abs=0.2)  # still logarithmic
+        assert c == d == max(a, b, c, d)
+        assert "3,-0.0001" in text
+        far = chart("a", "step", [Series("", 0, [1, 2, 3], [1.0, 1e-9, 0.1])], True)
+        ((_, a), (_, b), (_, c)) = self.points(far)[0]
+        assert b - a == pytest.approx(5 * (c - a), abs=0.5)
+
     def test_names_are_text(self) -> None:
         assert "<b>" not in chart("<b>", "step", [Series('<b>"', 0, [1, 2], [1.0, 2.0])])
 
