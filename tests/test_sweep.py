@@ -36,6 +36,8 @@ BAD = {
     "flow.blocks=2,0": "flow.blocks accepts a whole number at least 1; got 0",
     "flow=iresnet,resflow estimator.n_terms=3": "estimator.n_terms accepts nothing",
     "optimizer.lr=0.1,fast": "optimizer.lr accepts a number",
+    "flow=resflow,nice estimator=exact": "estimator accepts nothing: flow=nice knows its log-determinant",
+    "seed=0,1 trainer.cuda_graph=true": "trainer.cuda_graph accepts false here",
     "data.noise=0.1,1e-9": "data.noise accepts at least",
     "device=cpu,tpu": "device accepts auto or a device of this machine",
     "sed=0,1": "sed accepts nothing: there is no such setting",
@@ -95,6 +97,43 @@ class TestSweep:
         assert result.status == 0, result.err
         assert set(by_number(tmp_path / "sweep")) == {0, 1, 2}
         assert before == {number: (tmp_path / f"sweep/{number}/summary.json").stat().st_mtime_ns for number in (0, 2)}
+
+    def test_a_result_that_cannot_be_kept_is_told_of(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As on a disk that is full when a run has ended, or before one has begun."""
+        write, full = SweepRow.write, []
+
+        def write_unless_full(row: SweepRow) -> None:
+            if row.number == 1 and bool(row.figures) == full[0]:
+                raise OSError(28, "No space left on device", str(row.folder / "row.json"))
+            write(row)
+
+        monkeypatch.setattr(SweepRow, "write", write_unless_full)
+        settings = ("-m", *SHORT, "trainer.epochs=1", "seed=0,1")
+        full[:] = [True]
+        result = run("train", *settings, "hydra.sweep.dir=after")
+        assert result.status == 1
+        assert "the result of run 1 cannot be kept: [Errno 28] No space left on device" in result.err
+        assert "1 of 2 runs have no result" in result.err
+        assert f"go on with: python train.py -m resume={tmp_path / 'after'}" in result.err
+        full[:] = [False]
+        result = run("train", *settings, "hydra.sweep.dir=before")
+        assert result.status == 1
+        assert "No space left on device" in result.err
+        assert f"go on with: python train.py -m resume={tmp_path / 'before'}" in result.err
+        assert "Traceback" not in result.err
+        monkeypatch.undo()
+        monkeypatch.chdir(tmp_path)
+        for sweep in ("after", "before"):
+            assert run("train", "-m", f"resume={sweep}").status == 0
+            assert sorted(by_number(tmp_path / sweep)) == [0, 1]
+
+    def test_too_little_memory_is_one_line(self, run: Run, tmp_path: Path) -> None:
+        result = run("train", "-m", *SHORT, "trainer.held_out=1000000000000000", "seed=0,1", "hydra.sweep.dir=sweep")
+        assert result.status == 1
+        assert "Traceback" not in result.err
+        assert "run 1 failed: these settings need more memory than there is" in result.err
 
     def test_pictures_that_cannot_be_made_are_told_of(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "sweep" / "sheet.png").mkdir(parents=True)

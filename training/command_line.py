@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -26,11 +25,13 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
 
 from arguments import ArgumentError, check_arguments, nearest
 from flows.bijection import InverseError
-from training.configuration import build_target, check_config, choose_device, load_config
-from training.diagnosis import ContractionError, NonFiniteError
+from training.captured import require_capturable
+from training.configuration import build, build_flow, build_target, check_config, choose_device, load_config
+from training.diagnosis import OUT_OF_MEMORY, ContractionError, NonFiniteError, is_of_memory
 from training.help import help_page
 from training.interruption import Interrupted, exit_as_ever
 from training.run_folder import UnwritableError
@@ -59,6 +60,8 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         resumable: settings that may change with `resume=`.
     """
     exit_as_ever()
+    if hasattr(sys.stdout, "reconfigure"):  # a file or a pipe is to have each line at once, as a terminal does
+        sys.stdout.reconfigure(line_buffering=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
     parser = get_args_parser()
     parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")
@@ -100,9 +103,12 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
             _leave_standard_output()
         _exit(1, str(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not is_of_memory(error):
             raise
-        _exit(1, "stopped: these settings need more memory than there is")
+        _exit(1, f"stopped: {OUT_OF_MEMORY}")
+    except BrokenPipeError as error:
+        _leave_standard_output()
+        _exit(1, f"nobody reads what it says: {error}")
     except Interrupted as stop:
         print(stop.message, file=sys.stderr)
         raise
@@ -181,17 +187,27 @@ def _check_runs(
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()  # what flow=glob(*) is looked up in
         swept = OverridesParser.create(loader).parse_overrides([*given, *of_task])
-    targets = set()
-    for combination in combinations(swept, search):
+    targets, models = set(), set()
+    for combination in tqdm(
+        list(combinations(swept, search)), desc="checking", unit="run", delay=1, disable=None, leave=False
+    ):
         config = compose(overrides=[*of_hydra, *combination])
         HydraConfig.instance().set_config(config)
         config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
         values = _check(settings, config)
-        if here:  # a cluster's machines have devices of their own
-            choose_device(values.device)
+        device = choose_device(values.device) if here else None  # a cluster's machines have devices of their own
         if (target := OmegaConf.to_yaml(config.data)) not in targets:
             build_target(config)
             targets.add(target)
+        parts = OmegaConf.masked_copy(config, [key for key in ("flow", "estimator", "logger") if key in config])
+        others = (config.trainer.get(name) for name in ("power_iterations", "cuda_graph"))
+        if (model := (OmegaConf.to_yaml(parts), *others, config.data._target_, device)) not in models:
+            flow = build_flow(config)
+            if device is not None and config.trainer.get("cuda_graph"):
+                require_capturable(flow.to(device))
+            if "logger" in config:
+                build(config.logger)()
+            models.add(model)
 
 
 def _only_where(overrides: list[str]) -> list[str]:
@@ -295,13 +311,6 @@ def _refuse_what_nobody_sets(overrides: list[str]) -> None:
             raise ArgumentError(key, f"nothing: choose with {key.rpartition('.')[2]}=...", repr(line))
         if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):
             raise ArgumentError(key, "plain values of the settings that are there", repr(line))
-
-
-def _is_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory is short; on the host torch has no class of its own for that."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
 
 
 def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:

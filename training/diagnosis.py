@@ -9,7 +9,9 @@ from torch import Tensor
 
 from flows import Flow
 
-__all__ = ["ContractionError", "NonFiniteError", "diagnose", "first_not_finite"]
+__all__ = ["OUT_OF_MEMORY", "ContractionError", "NonFiniteError", "diagnose", "first_not_finite", "is_of_memory"]
+
+OUT_OF_MEMORY = "these settings need more memory than there is"
 
 
 class NonFiniteError(RuntimeError):
@@ -18,6 +20,13 @@ class NonFiniteError(RuntimeError):
 
 class ContractionError(RuntimeError):
     """Training broke the Lipschitz bound faster than power iteration could restore it, and stopped."""
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that memory is short; on the host torch has no class of its own for that."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ from arguments import ArgumentError
 from atomic import write_atomically
 from flows.bijection import InverseError
 from training.configuration import load_config
-from training.diagnosis import ContractionError, NonFiniteError
+from training.diagnosis import OUT_OF_MEMORY, ContractionError, NonFiniteError, is_of_memory
 from training.interruption import Interrupted
 from training.report import write_sweep_report
 from training.run_folder import UnwritableError, load_summary
@@ -32,7 +32,7 @@ from training.sweep_table import SweepRow, read_rows, write_table
 __all__ = ["Sweep", "SweepCallback", "combinations"]
 
 FILE = "sweep.json"
-FOREIGN = ("_target_", "custom_search_space", "launcher")
+FOREIGN = ("_target_", "custom_search_space")
 EXPECTED = (ArgumentError, ContractionError, InverseError, NonFiniteError, UnwritableError)
 """Errors that say all in their one line."""
 
@@ -46,8 +46,12 @@ class SweepCallback(Callback):
             return  # the folder was another run's: its row stays, and the error ends the sweep
         if job_return.status == JobStatus.FAILED:
             error = job_return._return_value
-            row.error = " ".join(str(error).split()) if isinstance(error, EXPECTED) else " ".join(repr(error).split())
-            if not isinstance(error, EXPECTED):
+            if is_of_memory(error):
+                row.error = OUT_OF_MEMORY
+            elif isinstance(error, EXPECTED):
+                row.error = " ".join(str(error).split())
+            else:
+                row.error = " ".join(repr(error).split())
                 traceback.print_exception(error)
             print(f"run {row.number} failed: {row.error}", file=sys.stderr)
             # To Hydra it has ended, without a result: so the others go on, and a search counts a failed trial.
@@ -55,8 +59,11 @@ class SweepCallback(Callback):
         elif job_return.return_value is not None:  # a failed trial of a search stays what it was
             row.figures = load_summary(row.folder)
             row.error = None
-        row.write()
-        write_table(Path(config.hydra.sweep.dir))
+        try:
+            row.write()
+            write_table(Path(config.hydra.sweep.dir))
+        except OSError as error:  # Hydra would make a warning of it; a run without a result is found in the end
+            print(f"the result of run {row.number} cannot be kept: {error}", file=sys.stderr)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
@@ -89,6 +96,7 @@ class Sweep:
             overrides = json.loads((folder / FILE).read_text())["overrides"]
             # A file may come from anyone: it may choose settings, not name code to run.
             foreign = [word for word in FOREIGN if any(word in item for item in overrides)]
+            foreign += ["launcher" for item in overrides if "launcher" in item.partition("=")[0]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArgumentError("resume", accepts, f"'{folder}'") from error
         if foreign:
@@ -123,7 +131,10 @@ class Sweep:
         row = SweepRow.read(folder)
         if row is None:
             row = SweepRow(folder, int(job.job.num), overrides)
-            row.write()
+            try:
+                row.write()
+            except OSError as error:
+                raise UnwritableError(f"{self._how_to_go_on('before a run')} ({error})") from error
         elif row.overrides != overrides:
             got = f"'{folder}', which is of {' '.join(row.overrides)} where {' '.join(overrides)} should be"
             raise ArgumentError("resume", "a sweep that runs as it did before", got)
@@ -160,7 +171,7 @@ class Sweep:
         """Say what came out.
 
         Raises:
-            SystemExit: a run failed, with status 1.
+            SystemExit: a run failed, or has no result, with status 1.
         """
         rows = read_rows(self.folder)
         failed = sum(1 for row in rows if row.error is not None)
@@ -172,6 +183,9 @@ class Sweep:
         print(f"{len(rows)} runs; table, sheets and report in {self.folder}")
         if failed:
             print(f"{failed} of {len(rows)} runs failed: see the last rows of summary.csv", file=sys.stderr)
+        if lost := sum(1 for row in rows if not row.ended):
+            print(f"{lost} of {len(rows)} runs have no result; {self._how_to_go_on('short')}", file=sys.stderr)
+        if failed or lost:
             raise SystemExit(1)
 
 
