@@ -44,6 +44,8 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
+    if device.index is not None:
+        torch.cuda.set_device(device)  # its streams are what CUDA graphs are captured on
     torch.manual_seed(settings.seed)
 
     target = build_target(config)
@@ -74,9 +76,10 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             trainer.restore()
         evaluation = trainer.finished()
         if finished := evaluation is not None:
-            print("this run is finished and stays as it is; a larger trainer.epochs or trainer.max_seconds goes on")
+            print(f"this run is finished and stays as it is: {trainer.limit} is used up, a larger one goes on")
         else:
             config.resume = None  # of this sitting, not of the run
+            (folder / "report.html").unlink(missing_ok=True)  # of an end that this will not be
             save_config(config, folder)
             if why_not_compiled:
                 message = "compile=true: going on without, because nothing can be compiled here: "

@@ -22,7 +22,9 @@ import torch
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
 from training.evaluation import log_prob
+from training.interruption import Interrupted
 from training.run_folder import load_run
+from training.trainer import Trainer
 
 Run = Callable[..., Result]
 
@@ -66,7 +68,7 @@ def test_where_nothing_more_can_be_written(
     result = run("train", *TINY, folder=folder)
     largest_file(resource.RLIM_INFINITY)
     is_one_line_of(result, "File too large", str(folder))
-    assert not list(folder.rglob(".*.tmp"))
+    assert not list(folder.rglob(".*.unfinished"))
     kills.read_all(folder)
     again = ("train", f"resume={folder}")
     if kilobytes == 1:  # not even the settings
@@ -120,20 +122,44 @@ def test_a_folder_that_vanishes(run: Run, whole: Result, tmp_path: Path, monkeyp
 
 
 def test_what_killed_processes_left_is_cleared_away(run: Run, whole: Result) -> None:
-    for name in (".checkpoint.pt.tmp", "plots/.epoch_0002.png.tmp"):
+    for name in (".checkpoint.pt.unfinished", "plots/.epoch_0002.png.unfinished"):
         (whole.folder / name).write_bytes(b"half a")
+    others = [whole.folder / name for name in (".notes.tmp", "deeper/.checkpoint.pt.unfinished")]  # of someone else
+    for path in others:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
     assert run("train", f"resume={whole.folder}", "trainer.epochs=3").status == 0
-    assert not list(whole.folder.rglob(".*"))
+    assert sorted(whole.folder.rglob(".*")) == sorted(others)
 
 
 def test_a_finished_run_is_left_as_it_is(run: Run, whole: Result) -> None:
     before = {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()}
-    for settings in ((), ("trainer.epochs=1",), ("trainer.max_seconds=1e-6",)):
+    for settings, limit in (
+        ((), "trainer.epochs=2"),
+        (("trainer.epochs=1",), "trainer.epochs=1"),
+        (("trainer.max_seconds=1e-6", "trainer.epochs=9"), "trainer.max_seconds=1e-06"),
+    ):
         result = run("train", f"resume={whole.folder}", *settings)
         assert result.status == 0
-        assert "this run is finished and stays as it is" in result.out
+        assert f"this run is finished and stays as it is: {limit} is used up, a larger one goes on" in result.out
         assert f"KL {whole.summary['kl']:.4f}" in result.out
     assert {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_run_that_goes_on_has_no_report_of_an_earlier_end(
+    run: Run, whole: Result, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where it is stopped while its last epoch is evaluated."""
+
+    def stop(self: Trainer) -> None:
+        raise Interrupted(15, "stopped")
+
+    monkeypatch.setattr(Trainer, "_finish", stop)
+    assert run("train", f"resume={whole.folder}", "trainer.epochs=3").status == 143
+    assert not (whole.folder / "report.html").exists()
+    monkeypatch.undo()
+    assert run("train", f"resume={whole.folder}").status == 0
+    assert f"{Result(0, '', '', whole.folder).summary['steps']:,}" in (whole.folder / "report.html").read_text()
 
 
 def test_a_summary_of_fewer_steps_is_not_the_end(run: Run, whole: Result) -> None:
@@ -174,7 +200,6 @@ def test_sampling_while_training_is_of_a_certified_flow(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint in the middle of an epoch holds estimates of the spectral norms; a sample is of exact ones."""
-    from training.trainer import Trainer
 
     folder, seen = tmp_path / "run", []
     train_epoch = Trainer._train_epoch

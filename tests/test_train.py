@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -366,6 +367,8 @@ BAD = {
     ),
     "data=moon": ("checkerboard | circles | diamond", "did you mean 'moons'"),
     "estimator=null": ("estimator accepts exact | russian_roulette | truncated", "None"),
+    "data=4circles data.noise=1e200": ("data.noise accepts a number above 0 and at most 1e+06",),
+    "data=pinwheel data.radial_noise=1e-9": ("data.radial_noise accepts at least",),
     "flow.blocks=0": ("flow.blocks accepts a whole number at least 1", "got 0"),
     "flow.blocks=2.5": ("flow.blocks accepts a whole number", "2.5"),
     "flow.coeff=1": ("flow.coeff accepts a number above 0 and below 1", "got 1"),
@@ -418,7 +421,7 @@ BAD = {
 class TestBadInput:
     @pytest.mark.parametrize("override", BAD)
     def test_is_one_line_and_status_2_and_writes_nothing(self, run: Run, tmp_path: Path, override: str) -> None:
-        result = run("train", *TINY, override)
+        result = run("train", *TINY, *re.split(r" (?=[\w.]+=)", override))
         assert result.status == 2
         (line,) = result.err.strip().splitlines()
         for words in BAD[override]:
@@ -505,6 +508,12 @@ def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) ->
     assert "estimator.n_terms=20" in result.out
     assert "data.radii=" in result.out
     assert "estimator.share" not in result.out
+    of_iresnet = run("train", "flow=iresnet", "--help").out  # which brings an estimator of its own
+    assert "of estimator=truncated:" in of_iresnet
+    assert "russian_roulette:" not in of_iresnet
+    of_nsf = run("train", "flow=nsf", "--help").out
+    assert "of optimizer=adam:" in of_nsf
+    assert "of estimator=" not in of_nsf
     assert not list(tmp_path.iterdir())
 
 

@@ -85,7 +85,7 @@ class CapturedLearner(Learner):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._captured.clear()  # the optimizer's tensors are others now
+        self._captured.clear()  # an optimizer may have other tensors now
         self._taken = 0
         self._use_rates()
 

@@ -7,9 +7,18 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["changed_settings"]
+__all__ = ["changed_settings", "choices_of"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def choices_of(flow: str) -> dict[str, str | None]:
+    """What is chosen by default, by group, beside `flow`: it brings an estimator, or none, and maybe an optimizer."""
+    choices = {key: value for item in _load(CONFIGS / "train.yaml")["defaults"] if isinstance(item, dict)
+               for key, value in item.items()}  # fmt: skip
+    for item in _load(CONFIGS / "flow" / f"{flow}.yaml").get("defaults", []):  # override /group@_global_.group
+        choices.update({key.rpartition(".")[2]: value for key, value in item.items()})
+    return choices
 
 
 def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
@@ -18,12 +27,7 @@ def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
     A setting whose choice has no file here, because it came from a folder of configs of its own, has the default None.
     """
     primary = _load(CONFIGS / "train.yaml")
-    choices = {key: value for item in primary["defaults"] if isinstance(item, dict) for key, value in item.items()}
-    of_flow = _load(CONFIGS / "flow" / f"{config.choices.flow}.yaml").get("defaults", [])
-    for (
-        item
-    ) in of_flow:  # each flow brings an estimator, or none, and perhaps an optimizer: override /group@_global_.group
-        choices.update({key.rpartition(".")[2]: value for key, value in item.items()})
+    choices = choices_of(config.choices.flow)
     changed = {key: (value, choices[key]) for key, value in config.choices.items() if value != choices[key]}
     for key, node in config.items():
         if not isinstance(node, DictConfig):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import yaml
 
+from training.defaults import choices_of
+
 __all__ = ["help_page"]
 
 
@@ -48,8 +50,10 @@ def help_page(configs: Path, config_name: str, overrides: Iterable[str] = ()) ->
         lines.append("")
     lines.append("Settings, and their defaults:")
     lines += [line for setting in _matches(SETTING, path) for line in _entry(*_joined(setting))]
+    flow = next((typed.get("flow", group.value) for group in groups if group.name == "flow"), None)
+    chosen = {**choices_of(flow), **typed} if flow else typed
     for group in groups:
-        file = configs / group.name / f"{typed.get(group.name, group.value)}.yaml"
+        file = configs / group.name / f"{chosen[group.name]}.yaml"
         if file.is_file() and group.name != "experiment":
             lines += ["", f"of {group.name}={file.stem}:"]
             for setting in _matches(SETTING, file):

@@ -157,6 +157,8 @@ class Trainer:
             torch.set_rng_state(state["random_state"]["cpu"])
             if self.device.type == "cuda" and "cuda" in state["random_state"]:
                 torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
+            elif self.device.type == "mps" and "mps" in state["random_state"]:
+                torch.mps.set_rng_state(state["random_state"]["mps"])
             self.learner.power_iterations = self.power_iterations << self.progress.repairs
             # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
             if self.plots:
@@ -165,6 +167,13 @@ class Trainer:
                 self._write_metrics()
         self._begun = True
         self._started = time.perf_counter() - self.progress.seconds
+
+    @property
+    def limit(self) -> str:
+        """The setting that ends the run, or has ended it."""
+        if self.progress.epoch >= self.epochs or self.max_seconds is None:
+            return f"trainer.epochs={self.epochs}"
+        return f"trainer.max_seconds={self.max_seconds:g}"
 
     def finished(self) -> Evaluation | None:
         """The evaluation of a restored run that has nothing left to do; None for any other."""
@@ -399,6 +408,8 @@ class Trainer:
         random_state = {"cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random_state["cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            random_state["mps"] = torch.mps.get_rng_state()
         state = {
             "learner": self.learner.state_dict(),
             "progress": asdict(self.progress),

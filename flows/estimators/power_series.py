@@ -107,7 +107,7 @@ class PowerSeries(LogDetEstimator):
             J = jacobian.matrix() if differentiable else jacobian.matrix().detach()
             return series(J, v, noise.orders, tables.lengths, tables.of_terms, tables.of_powers)
         of_terms, of_powers = (
-            (table if noise.orders is None else table[noise.orders]).to(v.device)
+            table if noise.orders is None else _carried(table[noise.orders], v.device)
             for table in (tables.of_terms, tables.of_powers)
         )
         # Term by term, so that memory does not grow with their number.
@@ -134,6 +134,11 @@ class PowerSeries(LogDetEstimator):
             of_terms, of_powers = (table.to(like.dtype).to(device) for table in (of_terms, of_powers))
             self._tables[key] = _Coefficients(of_terms, of_powers, lengths)
         return self._tables[key]
+
+
+def _carried(rows: Tensor, device: torch.device) -> Tensor:
+    """Carry what is on the host to `device`, without waiting for it."""
+    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
 
 
 class _BackwardInForward(torch.autograd.Function):
