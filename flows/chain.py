@@ -21,6 +21,7 @@ from torch import Tensor
 from flows.activations import Activation
 from flows.bijection import InverseError
 from flows.compiled import CompileError, in_threads, library, shares
+from flows.differentiation import once_differentiable
 
 __all__ = [
     "ChainWeights",
@@ -164,7 +165,7 @@ class _Activate(torch.autograd.Function):
         return value, slope
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, by_value: Tensor, by_slope: Tensor) -> tuple[Tensor | None, ...]:
         a, parameter = ctx.saved_tensors
         rows, width = a.shape
@@ -191,7 +192,7 @@ class _Chain(torch.autograd.Function):
         return z, jacobians
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, by_z: Tensor, by_jacobians: Tensor) -> tuple[Tensor | None, ...]:
         by_x, *by_tensors = ctx.call.backward(by_z, by_jacobians)
         return None, by_x, None, *by_tensors

@@ -80,12 +80,18 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_name_prefix="compiled")
 
 
+if hasattr(os, "register_at_fork"):  # a child has none of the pool's threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def library(source: Path, dtype: torch.dtype, *definitions: str) -> ctypes.CDLL:
     """The library of a C source for one dtype, compiled unless an earlier run has left it in the user's cache.
 
     Raises:
-        CompileError: there is no C compiler, or it fails.
+        CompileError: there is no C compiler, or it fails; or `dtype` is another one.
     """
+    if dtype not in (torch.float32, torch.float64):
+        raise CompileError(f"compiled code computes in float32 and float64, not in {dtype}")
     if dtype == torch.float64:
         definitions = (*definitions, "-DDOUBLE")
     compiler = (

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from flows.bijection import InverseError
+from flows.differentiation import gradients, once_differentiable
 from flows.estimators.exact import inverse_plus_identity
 from flows.estimators.jacobian import VjpJacobian
 from flows.lipschitz import LipschitzNet, NormalizedNet
@@ -163,7 +164,7 @@ class _ImplicitGradient(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
         if x.shape[1] <= LARGEST_NEWTON_DIMENSION:
@@ -172,8 +173,7 @@ class _ImplicitGradient(torch.autograd.Function):
         else:
             by_z = _neumann(ctx.g_of, ctx.L, x, grad)
         with torch.enable_grad():
-            parameters = ctx.g_of.parameters()
-            by_parameters = torch.autograd.grad(ctx.g_of(x), parameters, -by_z, allow_unused=True)
+            by_parameters = gradients(ctx.g_of(x), ctx.g_of.parameters(), ctx.needs_input_grad[4:], -by_z)
         return None, None, None, by_z, *by_parameters
 
 

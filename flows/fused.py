@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from flows.activations import Activation
+from flows.differentiation import once_differentiable
 
 __all__ = ["activate", "backward", "compile_passes", "forward", "value_and_jacobian"]
 
@@ -38,7 +39,7 @@ class _ValueAndJacobian(torch.autograd.Function):
         return g, J
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_g: Tensor, grad_J: Tensor) -> tuple[Tensor | None, ...]:
         n_layers = len(ctx.activations) + 1
         x, *saved = ctx.saved_tensors
@@ -63,7 +64,7 @@ class _Activate(torch.autograd.Function):
         return value, slope
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> tuple[Tensor | None, ...]:
         by_a, by_parameters = ctx.activation.pullback(*ctx.saved_tensors, grad_value, grad_slope)
         return None, by_a, *by_parameters

@@ -60,7 +60,7 @@ class LipschitzDenseNet(LipschitzNet):
         """a and b of every layer, shape (depth, 2)."""
         eta = functional.softplus(self.raw_mix).view(-1, 2)
         K = self.coeff * self.activations[0].lipschitz
-        return eta / torch.linalg.vector_norm(eta * eta.new_tensor([1.0, K]), dim=1, keepdim=True)
+        return eta / torch.hypot(eta[:, :1], K * eta[:, 1:])
 
     def with_weights(self, weights: list[tuple[Tensor, Tensor]]) -> NormalizedDenseNet:
         return NormalizedDenseNet(weights, list(self.activations), self.mix())

@@ -17,6 +17,7 @@ from arguments import OneOf, Range, checked
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
 from flows.chain import ChainWeights, activate, approach_through_chain, library_of, through_chain, values_through_chain
+from flows.differentiation import once_differentiable
 from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
 
@@ -84,9 +85,14 @@ class LipschitzLinear(nn.Module):
     def singular_value(self) -> float:
         """The largest singular value of the weight in use, in float64: what a certificate is made of."""
         W = self.normalized_weight()
-        if self._certified is None or not torch.equal(self._certified[0], W):
+        if self._certified is None or not same(self._certified[0], W):
             self._certified = W, float(torch.linalg.matrix_norm(_float64(W), ord=2))
         return self._certified[1]
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape hold the same numbers, on the same device, to the same precision."""
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def normalized_stack(layers: Sequence[LipschitzLinear]) -> Tensor:
@@ -121,7 +127,7 @@ class _NormalizedStack(torch.autograd.Function):
         return W * scale
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, G: Tensor) -> tuple[Tensor | None, ...]:
         W, u, v, scale, by_scale = ctx.saved_tensors
         along = torch.linalg.vecdot(G.flatten(1), W.flatten(1))[:, None, None]

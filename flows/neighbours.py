@@ -47,9 +47,8 @@ def _flow(name: str, dimensions: int, transforms: int | None, width: int, depth:
     try:
         import zuko
     except ImportError:
-        raise ArgumentError(
-            "_target_", "what is installed (pip install -r requirements-neighbours.txt)", name
-        ) from None
+        accepts = "what is installed (pip install -r requirements-neighbours.txt)"
+        raise ArgumentError("", accepts, f"{name}, which is zuko's") from None
     if transforms is not None:
         settings["transforms"] = transforms
     made = getattr(zuko.flows, name)(dimensions, hidden_features=[width] * depth, **settings).transform

@@ -12,7 +12,12 @@ def widened(x: Tensor) -> Tensor:
     """Return `x` in float64 where its device has that (Apple's MPS does not).
 
     Rounding grows along a chain of blocks: forward by up to 1 + L a block, in the inverse by up to 1 / (1 - L).
+
+    Raises:
+        TypeError: `x` is of whole numbers, to which the result would be rounded.
     """
+    if not x.is_floating_point():
+        raise TypeError(f"points are of floating-point numbers, as x.float(); got {x.dtype}")
     return x.double() if evaluation_device(x.device) == x.device else x
 
 

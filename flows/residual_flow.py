@@ -24,7 +24,15 @@ from flows.estimators.estimator import Noise, join
 from flows.fixed_point import COARSE_RESIDUAL, COARSE_STEPS, LARGEST_NEWTON_DIMENSION
 from flows.flow import Flow
 from flows.fused import compile_passes
-from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, c_parameters, normalize_all, normalized_stacks
+from flows.lipschitz import (
+    LipschitzLinear,
+    LipschitzMLP,
+    LipschitzNet,
+    c_parameters,
+    normalize_all,
+    normalized_stacks,
+    same,
+)
 from flows.precision import widened
 from flows.residual_block import InverseBlock, ResidualBlock
 from flows.stacks import stacked
@@ -54,6 +62,8 @@ class FlowOfBlocks(Flow):
 
     def compile_for(self, device: torch.device) -> str | None:
         if device.type != "cpu":
+            if self._activation.pullback is Activation.pullback:  # which torch's compiler cannot see through
+                return f"the activation {self._activation.__name__} has no pullback of its own"
             return compile_passes(device)
         try:
             for dtype in (torch.float32, torch.float64):  # for training; for all that follows
@@ -79,8 +89,12 @@ class FlowOfBlocks(Flow):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if not self.training:
+            if not x.is_meta:
+                self._certificate()  # or what is said of x would be of no bijection
             # A graph of the compiled chain would be differentiable only once.
-            return self._evaluate(x) if self.compiled and not torch.is_grad_enabled() else super().forward(x)
+            tensors = (x, *self.parameters())
+            with_graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+            return self._evaluate(x) if self.compiled and not with_graph else super().forward(x)
         noises = [self.estimator.draw_noise(x) for _ in self._nets]
         if not self.estimator.is_dense(self.dimensions):
             return self._forward_by_products(x, noises)
@@ -158,7 +172,7 @@ class FlowOfBlocks(Flow):
         coeffs = [layer.coeff for layers in self._layers for layer in layers]
         made_from.append(torch.tensor(coeffs, dtype=torch.float64))
         known = self._certified[0] if self._certified else [tensor[:0] for tensor in made_from]
-        if not all(a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(known, made_from, strict=True)):
+        if not all(same(a, b) for a, b in zip(known, made_from, strict=True)):
             constants = [net.lipschitz() for net in self._nets]
             self._certified = [tensor.clone() for tensor in made_from], normalized_stacks(self._layers), constants
         _, weights, constants = self._certified
@@ -195,7 +209,8 @@ class FlowOfBlocks(Flow):
 
     def _carry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return z, shape (batch, d), the blocks' Jacobians, (blocks, batch, d, d), and the log-det of all else."""
-        if self.compiled and x.device.type == "cpu":
+        solvable = self._inverted_in_training is None or self.dimensions <= LARGEST_NEWTON_DIMENSION
+        if self.compiled and x.device.type == "cpu" and solvable:
             return self._carry_as_chain(x)
         nets, jacobians, others = normalize_all(self._nets, x.dtype), [], 0.0
         for bijection in self.bijections:

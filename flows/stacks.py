@@ -25,12 +25,17 @@ def stack_parameters(module: nn.Module) -> list[Tensor]:
 
     Returns:
         The stacks of the parameters, leaves of autograd: an optimizer of them is one of the parameters. That of
-        matrices has three dimensions, that of all else one.
+        matrices has three dimensions, that of all else one. Where the parameters are frozen, so is their stack.
+
+    Raises:
+        ValueError: a parameter is frozen in some blocks alone.
     """
     roles: dict[tuple[str, torch.Size, torch.dtype], list[Tensor]] = defaultdict(list)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         roles[re.sub(r"\d+", "*", name, count=1), tensor.shape, tensor.dtype].append(tensor)
-    for tensors in roles.values():
+    for (role, *_), tensors in roles.items():
+        if len({tensor.requires_grad for tensor in tensors}) > 1:
+            raise ValueError(f"{role} of some blocks is frozen: it learns in all of them or in none")
         if _stack_of(tensors) is None:
             _lay_together(tensors)
     return [tensors[0].stack for tensors in roles.values() if isinstance(tensors[0], nn.Parameter)]
@@ -63,5 +68,9 @@ def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
     leaf, first, last = getattr(tensors[0], "stack", None), tensors[0], tensors[-1]
     if leaf is None or leaf.numel() != len(tensors) * first.numel() or leaf.data_ptr() != first.data_ptr():
         return None  # a copy of the module, or a part of the stack
+    if any(tensor.requires_grad != leaf.requires_grad for tensor in tensors):
+        return None  # some have been frozen since, or set free
+    if leaf.requires_grad and (first.grad is None or first.grad.data_ptr() != leaf.grad.data_ptr()):
+        return None  # an optimizer of the single tensors has set their gradients to None
     is_whole = last.data_ptr() == first.data_ptr() + (len(tensors) - 1) * first.numel() * first.element_size()
     return leaf if is_whole or first.is_meta else None

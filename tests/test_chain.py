@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -350,8 +352,87 @@ def test_evaluation_is_exact_and_differentiable_as_ever(kind: type[FlowOfBlocks]
     with torch.no_grad():
         torch.testing.assert_close(twin.log_prob(x), flow.log_prob(x), rtol=close, atol=close)
     x.requires_grad_()
+    if kind is ImplicitFlow:  # whose gradient is written by hand
+        with pytest.raises(RuntimeError, match="differentiated only once"):
+            torch.autograd.grad(twin.log_prob(x).sum(), x, create_graph=True)
+        return
     (score,) = torch.autograd.grad(twin.log_prob(x).sum(), x, create_graph=True)
-    torch.autograd.grad(score.sum(), x)  # twice, which the compiled chain is not
+    (found,) = torch.autograd.grad(score[:, 0].sum(), x)  # twice, which the compiled chain is not
+    ahead, behind = (torch.autograd.grad(twin.log_prob(x + h).sum(), x)[0] for h in (1e-5, -1e-5))
+    torch.testing.assert_close(found.sum(1), (ahead - behind)[:, 0] / 2e-5, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+@pytest.mark.parametrize(
+    "estimator", [Exact(), Truncated(4, memory="saving"), Truncated(4, jacobian="vjp", memory="saving")]
+)
+def test_a_second_derivative_is_refused_where_it_would_be_wrong(
+    kind: type[FlowOfBlocks], estimator: LogDetEstimator
+) -> None:
+    flow, x = make(estimator, kind=kind)
+    x.requires_grad_()
+    for each in (flow, compiled_copy(flow)):
+        with pytest.raises(RuntimeError, match="differentiated only once"):
+            torch.autograd.grad(each.train().log_prob(x).mean(), x, create_graph=True)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_what_is_frozen_has_a_score(kind: type[FlowOfBlocks]) -> None:
+    """As a flow that was loaded; and one of whose parameters some are frozen learns by the others as ever."""
+    flow, x = make(Exact(), kind=kind)
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(flow.eval().log_prob(x).sum(), x)
+    names = [name for name, _ in flow.named_parameters()]
+    by_all = torch.autograd.grad(flow.log_prob(x).sum(), list(flow.parameters()))
+    for number, parameter in enumerate(flow.parameters()):
+        parameter.requires_grad_(number % 3 == 0)
+    learning = [parameter for parameter in flow.parameters() if parameter.requires_grad]
+    by_some = torch.autograd.grad(flow.log_prob(x).sum(), learning)
+    for name, found, plain in zip(names[::3], by_some, by_all[::3], strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-11, msg=name)
+    flow.requires_grad_(False)
+    for each in (flow, compiled_copy(flow)):
+        (found,) = torch.autograd.grad(each.eval().log_prob(x).sum(), x)
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+def test_a_frozen_flow_is_evaluated_by_compiled_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow, x = make(Exact())
+    twin, passes = compiled_copy(flow).eval().requires_grad_(False), []
+    evaluate = FlowOfBlocks._evaluate
+    monkeypatch.setattr(FlowOfBlocks, "_evaluate", lambda self, x: passes.append(len(x)) or evaluate(self, x))
+    torch.testing.assert_close(twin.log_prob(x), flow.eval().log_prob(x), rtol=1e-9, atol=1e-9)
+    assert passes == [len(x)]
+
+
+def test_a_parameter_that_is_replaced_is_seen() -> None:
+    flow, x = make(Exact(), activation="lipswish")
+    twin, other = compiled_copy(flow).eval(), copy.deepcopy(flow).eval()
+    with torch.no_grad():
+        twin.log_prob(x)
+        for net in other._nets:
+            net.activations[0].raw_beta += 0.5
+        twin.load_state_dict(other.state_dict(), assign=True)
+        torch.testing.assert_close(twin.log_prob(x), other.log_prob(x), rtol=1e-9, atol=1e-9)
+
+
+def test_compiled_code_refuses_other_numbers() -> None:
+    flow, x = make(Exact())
+    twin = compiled_copy(flow)
+    with pytest.raises(CompileError, match=r"not in torch\.bfloat16"):
+        twin.bfloat16()(x.bfloat16())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    parts = [(0, 1), (1, 2), (2, 3)]
+    assert compiled.in_threads(parts, lambda *_: 1) == [1, 1, 1]
+    child = os.fork()
+    if child == 0:
+        signal.alarm(10)  # or it would wait for ever
+        os._exit(compiled.in_threads(parts, lambda *_: 1) != [1, 1, 1])
+    assert os.waitpid(child, 0)[1] == 0
 
 
 @pytest.mark.parametrize("actnorm", [False, True])

@@ -359,3 +359,17 @@ def test_settings_of_the_roulette_change_the_variance() -> None:
     assert batch_mean_variance(RussianRoulette(**roulette, p=0.2)) < 0.5 * base
     slow = batch_mean_variance(RussianRoulette(**roulette, distribution="poisson", rate=3.0))
     assert batch_mean_variance(RussianRoulette(**roulette, distribution="poisson", rate=8.0)) < 0.5 * slow
+
+
+def test_tables_of_a_long_roulette_stay_small() -> None:
+    """Of orders in the thousands a table of all would be gigabytes; the estimates are those of a table."""
+    estimator = RussianRoulette(n_exact_terms=2, p=0.002)
+    orders = torch.tensor([3, 900, 2500, 0])
+    rows, places = estimator._coefficients(orders, torch.zeros((), dtype=torch.float64))
+    whole = estimator._made(torch.arange(2501, dtype=torch.float64), torch.float64, orders.device)
+    for found, expected in zip(rows, whole, strict=True):
+        assert torch.equal(found[places], expected[orders])
+    for largest in range(300):
+        estimator._coefficients(torch.tensor([largest]), torch.zeros(()))
+    assert len(estimator._tables) <= 9
+    assert sum(table.of_terms.numel() for table in estimator._tables.values()) < 200_000

@@ -90,6 +90,7 @@ def test_steps_lower_the_exact_nll(estimator: LogDetEstimator) -> None:
     for _ in range(60):
         learner.backward(x)
         learner.update(1.0)
+    learner.converge()
     assert float(-learner.flow.eval().log_prob(x).detach().mean()) < before - 0.1
 
 

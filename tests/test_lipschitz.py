@@ -190,3 +190,12 @@ def test_the_fused_pass_is_the_plain_one(dimensions: int, depth: int, activation
     assert "ValueAndJacobian" in str(net.train().forward_with_jacobian(x)[0].grad_fn)
     for fused, plain in zip(*found, strict=True):
         torch.testing.assert_close(fused, plain, rtol=0, atol=1e-11)
+
+
+def test_what_was_certified_on_another_device_is_certified_anew() -> None:
+    """As of a flow that is built and certified on the host, and then moved: tensors of two devices do not compare."""
+    layer = LipschitzLinear(5, 4, 0.9)
+    known = layer.singular_value()
+    for other in ({"device": "meta"}, {"dtype": torch.float64}):
+        layer._certified = torch.empty_like(layer.weight, **other), 0.123
+        assert layer.singular_value() == known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from flows import ResidualFlow
 from flows.activations import activation_names
 from flows.actnorm import ActNorm
+from flows.bijection import InverseError
 from flows.estimators import Exact
 from flows.lipschitz import LipschitzLinear
 from flows.residual_block import ResidualBlock
@@ -92,3 +94,31 @@ def jacobian(flow: ResidualFlow, x: torch.Tensor) -> torch.Tensor:
     """dz/dx by automatic differentiation, shape (batch, d, d)."""
     with torch.enable_grad():
         return torch.func.vmap(torch.func.jacrev(lambda point: flow(point.unsqueeze(0))[0].squeeze(0)))(x).detach()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_whole_numbers_are_refused(compiled: bool) -> None:
+    """A density rounded to whole numbers would pass for one."""
+    flow = ResidualFlow(2, Exact(), blocks=2, width=4).eval()
+    if compiled and (reason := flow.compile_for(torch.device("cpu"))):
+        pytest.skip(reason)
+    points = torch.arange(6).view(3, 2)
+    with torch.no_grad():
+        for of in (flow.log_prob, flow.inverse, flow.preimage, flow.inverse_path):
+            with pytest.raises(TypeError, match=r"got torch\.int64"):
+                of(points)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_nothing_is_evaluated_that_is_no_contraction(compiled: bool) -> None:
+    """As after steps without power iterations, by an optimizer that knows nothing of them."""
+    flow, x = ResidualFlow(2, Exact(), blocks=2, width=4).eval(), torch.randn(5, 2)
+    if compiled and (reason := flow.compile_for(torch.device("cpu"))):
+        pytest.skip(reason)
+    flow.log_prob(x)
+    for layer in flow._nets[0].layers:
+        layer.u *= 1e-3
+        layer.weight.data *= 3
+    for graph in (False, True):
+        with torch.set_grad_enabled(graph), pytest.raises(InverseError, match="Lipschitz constant is"):
+            flow.log_prob(x)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
+import pytest
 import torch
 
 from flows import ResidualFlow
 from flows.estimators import Exact
 from flows.stacks import stack_parameters, stacked
+from training.learner import Learner
+from training.optimizer import Together
+from training.optimizers import adam, muon
 
 
 def flow_of_seed(seed: int) -> ResidualFlow:
@@ -68,3 +73,41 @@ def test_copies_and_other_dtypes_go_their_own_way() -> None:
             biases[0] += 1
         assert torch.equal(stacked(biases), torch.stack(biases))
         assert torch.equal(flow._nets[0].layers[0].bias, before)
+
+
+@pytest.mark.parametrize("optimizer", [adam, muon])
+def test_what_is_frozen_stays_and_the_rest_learns(optimizer: Callable[..., Together]) -> None:
+    x, flow = torch.randn(20, 2), flow_of_seed(5)
+    frozen = [name for name, _ in flow.named_parameters() if name.endswith(("layers.1.weight", "shift"))]
+    for name in frozen:
+        flow.get_parameter(name).requires_grad_(False)
+    learner = Learner(flow, optimizer(flow, lr=1e-2), 1.0, 0.9, 1)
+    before = {name: parameter.clone() for name, parameter in flow.named_parameters()}
+    learner.backward(x)
+    learner.update(1.0)
+    for name, parameter in flow.named_parameters():
+        assert torch.equal(parameter, before[name]) == (name in frozen), name
+
+
+def test_what_is_frozen_in_some_blocks_alone_is_refused() -> None:
+    flow = flow_of_seed(5)
+    flow.bijections[1].net.layers[0].bias.requires_grad_(False)
+    with pytest.raises(ValueError, match=r"bijections\.\*\.net\.layers\.0\.bias of some blocks is frozen"):
+        stack_parameters(flow)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_an_optimizer_of_the_single_tensors_moves_them_all(compiled: bool) -> None:
+    """Which sets their gradients to None."""
+    x, flow = torch.randn(20, 2), flow_of_seed(6)
+    if compiled and (reason := flow.compile_for(torch.device("cpu"))):
+        pytest.skip(reason)
+    stack_parameters(flow)
+    optimizer = torch.optim.SGD(flow.parameters(), lr=1e-3)
+    for _ in range(2):
+        before = [parameter.clone() for parameter in flow.parameters()]
+        optimizer.zero_grad()
+        flow.log_prob(x).sum().backward()
+        optimizer.step()
+        for (name, parameter), old in zip(flow.named_parameters(), before, strict=True):
+            assert not torch.equal(parameter, old), name

@@ -78,10 +78,11 @@ class Learner:
 
     def _move(self) -> Tensor:
         with self.flow.threads(), torch.no_grad():
-            norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters])
+            learning = [parameter for parameter in self._parameters if parameter.requires_grad]
+            norm = nn.utils.get_total_norm([parameter.grad for parameter in learning])
             # By an infinite norm finite gradients are cut to 0, and what is not finite can still be told from them.
             size = norm.nan_to_num(nan=math.inf, posinf=math.inf)
-            nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, size)
+            nn.utils.clip_grads_with_norm_(learning, self.clip_norm, size)
             self.optimizer.step()
             power_iterate(self._layers, self.power_iterations, self.flow.compiled)
             self._move_average()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from torch import Tensor
+
 from arguments import Range, checked
 from flows import Flow
 from flows.stacks import stack_parameters
@@ -20,7 +22,7 @@ Decay = Annotated[float, Range(ge=0, lt=1)]
 @checked
 def adam(flow: Flow, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> Together:
     """Adam (Kingma and Ba 2015) on all parameters of `flow`."""
-    return Together(Adam(stack_parameters(flow), lr, beta1, beta2))
+    return Together(Adam(_learning(flow), lr, beta1, beta2))
 
 
 @checked
@@ -37,7 +39,11 @@ def muon(
 
     Of a flow that is computed by compiled code, it is too.
     """
-    stacks = stack_parameters(flow)
+    stacks = _learning(flow)
     matrices = [stack for stack in stacks if stack.ndim == 3]
     others = [stack for stack in stacks if stack.ndim != 3]
     return Together(Muon(matrices, lr, momentum, weight_decay, flow.compiled), Adam(others, adam_lr, beta1, beta2))
+
+
+def _learning(flow: Flow) -> list[Tensor]:
+    return [stack for stack in stack_parameters(flow) if stack.requires_grad]

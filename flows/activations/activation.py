@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["Activation"]
+
+ZERO = torch.zeros(())
 
 
 class Activation(nn.Module):
@@ -34,10 +35,10 @@ class Activation(nn.Module):
     of type `real`; `exponential`, `sigmoid` and `sine_and_cosine` are there. A test holds it to `value_and_derivative`.
     """
 
-    @functools.cached_property
+    @property
     def own_parameter(self) -> Tensor:
         """Its one parameter, a number; zero where it has none."""
-        return next(self.parameters(), torch.zeros(()))
+        return next(self.parameters(), ZERO)
 
     @classmethod
     def c_parameter(cls, raw: Tensor) -> Tensor:

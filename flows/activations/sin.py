@@ -21,3 +21,8 @@ class Sin(Activation):
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return torch.sin(x), torch.cos(x)
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        return torch.addcmul(grad_value * derivative, -torch.sin(x), grad_derivative), []

@@ -23,3 +23,8 @@ class Softplus(Activation):
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return functional.softplus(x), torch.sigmoid(x)
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        return torch.addcmul(grad_value * derivative, derivative * (1 - derivative), grad_derivative), []

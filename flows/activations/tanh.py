@@ -23,3 +23,8 @@ class Tanh(Activation):
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value = torch.tanh(x)
         return value, 1 - value * value
+
+    def pullback(
+        self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        return torch.addcmul(grad_value * derivative, -2 * torch.tanh(x) * derivative, grad_derivative), []

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range
+from flows.differentiation import gradients, once_differentiable
 from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise, ResidualNet
 from flows.estimators.jacobian import DenseJacobian, Jacobian
 from flows.estimators.series import series
@@ -25,6 +26,9 @@ ProbeCount = Annotated[int, Range(ge=1)]
 Probe = Literal["gaussian", "rademacher"]
 Gradient = Literal["series", "neumann"]
 Memory = Literal["standard", "saving"]
+
+
+LARGEST_TABLED = 255  # order of a random cut: of larger ones, which are rare, each has a row made for it
 
 
 class _Coefficients(NamedTuple):
@@ -53,7 +57,7 @@ class PowerSeries(LogDetEstimator):
     def __init__(self, n_probes: int, probe: Probe, gradient: Gradient, memory: Memory, jacobian: JacobianMode) -> None:
         super().__init__(jacobian)
         self.n_probes, self.probe, self.gradient, self.memory = n_probes, probe, gradient, memory
-        self._tables: dict[tuple[int, torch.dtype, torch.device], _Coefficients] = {}  # by the largest N
+        self._tables: dict[tuple[int | None, torch.dtype, torch.device], _Coefficients] = {}  # by the largest N
 
     @abc.abstractmethod
     def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -102,14 +106,14 @@ class PowerSeries(LogDetEstimator):
         log det(I + J) is the mean of :math:`\sum_v y^T (dJ) v`.
         """
         v = noise.probes
-        tables = self._coefficients(noise.orders, v)
+        tables, rows = self._coefficients(noise.orders, v)
         if self.compiled and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
             J = jacobian.matrix() if differentiable else jacobian.matrix().detach()
-            return series(J, v, noise.orders, tables.lengths, tables.of_terms, tables.of_powers)
-        of_terms, of_powers = (
-            table if noise.orders is None else _carried(table[noise.orders], v.device)
-            for table in (tables.of_terms, tables.of_powers)
-        )
+            return series(J, v, rows, tables.lengths, tables.of_terms, tables.of_powers)
+        of_terms, of_powers = tables.of_terms, tables.of_powers
+        if rows is not None:
+            most = int(tables.lengths[rows].max())  # on the host
+            of_terms, of_powers = (_carried(table[rows, :most], v.device) for table in (of_terms, of_powers))
         # Term by term, so that memory does not grow with their number.
         power, row, log_det = v, of_powers[:, :1, None] * v, v.new_zeros(len(v))
         for k in range(1, of_powers.shape[1]):
@@ -118,22 +122,33 @@ class PowerSeries(LogDetEstimator):
             row = torch.addcmul(row, of_powers[:, k, None, None], power)
         return log_det, row
 
-    def _coefficients(self, orders: Tensor | None, like: Tensor) -> _Coefficients:
-        """Once and for all: where `like` is, or for every N up to the largest of `orders` on the host, to look up."""
-        largest, device = (0, like.device) if orders is None else (int(orders.max()), orders.device)
-        key = largest, like.dtype, device
+    def _coefficients(self, orders: Tensor | None, like: Tensor) -> tuple[_Coefficients, Tensor | None]:
+        """Where `like` is, once and for all; or, on the host, for random `orders`, with the row of each of them."""
+        if orders is None:
+            return self._table(None, like.dtype, like.device), None
+        largest = int(orders.max())
+        if largest > LARGEST_TABLED:
+            return self._made(orders.double(), like.dtype, orders.device), torch.arange(len(orders), device="cpu")
+        return self._table((1 << largest.bit_length()) - 1, like.dtype, orders.device), orders
+
+    def _table(self, largest: int | None, dtype: torch.dtype, device: torch.device) -> _Coefficients:
+        """Of every N up to `largest`, or of a cut that is not random; made once, and kept."""
+        key = largest, dtype, device
         if key not in self._tables:
-            all_orders = None if orders is None else torch.arange(largest + 1, dtype=torch.float64, device="cpu")
-            in_series, in_gradient = self.weights(all_orders)
-            k = torch.arange(in_series.shape[1], dtype=torch.float64, device="cpu")
-            sign = 1 - 2 * (k % 2)
-            of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
-            of_powers = sign * in_gradient / self.n_probes
-            used = (of_terms != 0) | (of_powers != 0)
-            lengths = torch.where(used, k.long() + 1, 0).amax(dim=1)
-            of_terms, of_powers = (table.to(like.dtype).to(device) for table in (of_terms, of_powers))
-            self._tables[key] = _Coefficients(of_terms, of_powers, lengths)
+            orders = None if largest is None else torch.arange(largest + 1, dtype=torch.float64, device="cpu")
+            self._tables[key] = self._made(orders, dtype, device)
         return self._tables[key]
+
+    def _made(self, orders: Tensor | None, dtype: torch.dtype, device: torch.device) -> _Coefficients:
+        in_series, in_gradient = self.weights(orders)
+        k = torch.arange(in_series.shape[1], dtype=torch.float64, device="cpu")
+        sign = 1 - 2 * (k % 2)
+        of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
+        of_powers = sign * in_gradient / self.n_probes
+        used = (of_terms != 0) | (of_powers != 0)
+        lengths = torch.where(used, k.long() + 1, 0).amax(dim=1)
+        of_terms, of_powers = (table.to(dtype).to(device) for table in (of_terms, of_powers))
+        return _Coefficients(of_terms, of_powers, lengths)
 
 
 def _carried(rows: Tensor, device: torch.device) -> Tensor:
@@ -155,23 +170,25 @@ class _BackwardInForward(torch.autograd.Function):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             g, log_det = LogDetEstimator.__call__(estimator, net, x, noise)
-            gradients = torch.autograd.grad(log_det.sum(), (x, *parameters), allow_unused=True)
+            found = gradients(log_det.sum(), (x, *parameters), (True, *ctx.needs_input_grad[4:]))
         ctx.net = net
-        ctx.save_for_backward(x.detach(), *gradients)
+        ctx.save_for_backward(x.detach(), *found)
         return g.detach(), log_det.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_g: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         _require_equal(grad_log_det)
         x, *from_log_det = ctx.saved_tensors
         with torch.enable_grad():  # g again: cheaper than having kept its graph
             x = x.requires_grad_()
-            from_g = torch.autograd.grad(ctx.net(x), (x, *ctx.net.parameters()), grad_g, allow_unused=True)
-        gradients = [
+            needed = (True, *ctx.needs_input_grad[4:])
+            from_g = gradients(ctx.net(x), (x, *ctx.net.parameters()), needed, grad_g)
+        both = [
             a if b is None else grad_log_det[0] * b if a is None else torch.addcmul(a, grad_log_det[0], b)
             for a, b in zip(from_g, from_log_det, strict=True)
         ]
-        return None, None, None, *gradients
+        return None, None, None, *both
 
 
 class _GradientInForward(torch.autograd.Function):
@@ -190,6 +207,7 @@ class _GradientInForward(torch.autograd.Function):
         return log_det.detach()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         _require_equal(grad_log_det)
         return None, None, ctx.saved_tensors[0] * grad_log_det[0]

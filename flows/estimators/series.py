@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from flows.compiled import in_threads, library, shares
+from flows.differentiation import once_differentiable
 
 __all__ = ["library_of", "series"]
 
@@ -70,7 +71,7 @@ class _Series(torch.autograd.Function):
         return log_det, row
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @once_differentiable
     def backward(ctx: Any, by_log_det: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return ctx.saved_tensors[0] * by_log_det[:, None, None], None, None, None, None, None
 
