@@ -129,6 +129,24 @@ class TestSweep:
             assert run("train", "-m", f"resume={sweep}").status == 0
             assert sorted(by_number(tmp_path / sweep)) == [0, 1]
 
+    def test_a_table_that_cannot_be_written_is_told_of(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "sweep" / "summary.csv").mkdir(parents=True)
+        result = run("train", "-m", *SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep")
+        assert result.status == 1
+        assert result.err.count("the table cannot be written: ") == 2
+        assert "but their table, sheets and report cannot be made: " in result.err
+        assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
+
+    def test_a_reader_who_leaves_stops_it(self, run: Run, tmp_path: Path) -> None:
+        """As of `python train.py -m ... | head -1`."""
+        process = start("train", "-m", *SHORT, "seed=0,1,2", "hydra.sweep.dir=sweep", cwd=tmp_path)
+        process.stdout.close()
+        line = process.stderr.read().strip()
+        assert process.wait() == 141
+        assert line == f"stopped in run 0, all saved; go on with: python train.py -m resume={tmp_path}/sweep"
+        assert run("train", "-m", "resume=sweep").status == 0
+        assert sorted(by_number(tmp_path / "sweep")) == [0, 1, 2]
+
     def test_too_little_memory_is_one_line(self, run: Run, tmp_path: Path) -> None:
         result = run("train", "-m", *SHORT, "trainer.held_out=1000000000000000", "seed=0,1", "hydra.sweep.dir=sweep")
         assert result.status == 1
@@ -140,7 +158,7 @@ class TestSweep:
         result = run("train", "-m", *SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep")
         assert result.status == 1
         (line,) = result.err.strip().splitlines()
-        assert line.startswith("all runs have ended, but their sheets and report cannot be made: ")
+        assert line.startswith("all runs have ended, but their table, sheets and report cannot be made: ")
         assert "sheet.png" in line
         assert len(table(tmp_path / "sweep")) == 2
 
@@ -197,7 +215,13 @@ class TestSweep:
         assert result.status == 2
         assert "seed accepts no change with -m resume=" in result.err
 
-    @pytest.mark.parametrize("foreign", ["hydra.sweeper._target_=os.system", "hydra.launcher.setup=[reboot]"])
+    @pytest.mark.parametrize(
+        "foreign",
+        [
+            "hydra.sweeper._target_=os.system", "hydra.launcher.setup=[reboot]", "+hydra.job.env_set.CC=reboot",
+            "hydra.searchpath=[file://evil]", "hydra/callbacks=evil", "hydra.sweeper.params={a: 1}",
+        ],
+    )  # fmt: skip
     def test_a_stored_sweep_runs_nothing_foreign(self, run: Run, tmp_path: Path, foreign: str) -> None:
         (tmp_path / "sweep.json").write_text(json.dumps({"overrides": [foreign]}))
         result = run("train", "-m", "resume=.")

@@ -7,7 +7,9 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -60,12 +62,13 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         resumable: settings that may change with `resume=`.
     """
     exit_as_ever()
-    if hasattr(sys.stdout, "reconfigure"):  # a file or a pipe is to have each line at once, as a terminal does
-        sys.stdout.reconfigure(line_buffering=True)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
     parser = get_args_parser()
     parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")
     arguments = parser.parse_args()
+    for item in arguments.overrides:
+        if "=" not in item and not item.startswith("~"):
+            _exit(2, f"settings are name=value, without spaces; got {item!r}")
     _prefer_own_configs()
     try:
         if arguments.help:
@@ -110,6 +113,8 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         _leave_standard_output()
         _exit(1, f"nobody reads what it says: {error}")
     except Interrupted as stop:
+        if stop.number == signal.SIGPIPE:
+            _leave_standard_output()
         print(stop.message, file=sys.stderr)
         raise
     except KeyboardInterrupt:  # before training has begun, or the second one
@@ -165,6 +170,7 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     folder = str(sweep.folder).replace("'", "\\'")
     extra = ["--config-dir", extra_folder] if extra_folder else []
     sys.argv = [sys.argv[0], "--multirun", *extra, *overrides, f"hydra.sweep.dir='{folder}'"]
+    logging.raiseExceptions = False  # what Hydra says of each run may go to a reader who has left
     with sweep.stopped_by_signals():
         hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
     sweep.report()
@@ -245,6 +251,8 @@ def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
 
 
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
+    if hasattr(sys.stdout, "reconfigure"):  # a file or a pipe is to have each line at once, as a terminal does
+        sys.stdout.reconfigure(line_buffering=True)
     return task(config, _check(settings, config), folder)
 
 
@@ -337,14 +345,30 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
         try:
             return hydra.compose(config_name, overrides + search, return_hydra_config=True)
         except HydraException:
-            known = _settings_of(hydra.compose(config_name, choices + search, return_hydra_config=True))
+            composed = hydra.compose(config_name, choices + search, return_hydra_config=True)
+            known = _settings_of(composed)
             for override in _parse(overrides):
                 key = override.key_or_group
                 if key not in known and override.input_line not in choices:
-                    suggestion = nearest(key, [name for name in known if not name.startswith("hydra.")])
-                    got = f"{override.input_line!r}{suggestion}"
-                    raise ArgumentError(key, "nothing: there is no such setting", got) from None
+                    typed = [name for name in known if not name.startswith("hydra.") and "._" not in name]
+                    accepts, suggestion = _elsewhere(key, composed.hydra.runtime.choices, typed)
+                    raise ArgumentError(key, accepts, f"{override.input_line!r}{suggestion}") from None
             raise
+
+
+def _elsewhere(key: str, choices: DictConfig, known: list[str]) -> tuple[str, str]:
+    """What is to be said of a setting that there is not: what `key` accepts, and a suggestion after what it got."""
+    group, _, name = key.partition(".")
+    having = [
+        str(path.relative_to(CONFIGS / group).with_suffix(""))
+        for path in sorted((CONFIGS / group).rglob("*.yaml"))
+        if group in choices and group != "experiment" and name in OmegaConf.load(path)
+    ]
+    if having:
+        return f"nothing with {group}={choices[group]}: it is of {group}={'|'.join(having)}", ""
+    namesakes = [full for full in known if full.rpartition(".")[2] == key]
+    suggestion = f" (did you mean {namesakes[0]!r}?)" if namesakes else nearest(key, known)
+    return "nothing: there is no such setting", suggestion
 
 
 def _settings_of(node: DictConfig, prefix: str = "") -> list[str]:

@@ -14,8 +14,10 @@ from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
@@ -32,6 +34,7 @@ from training.sweep_table import SweepRow, read_rows, write_table
 __all__ = ["Sweep", "SweepCallback", "combinations"]
 
 FILE = "sweep.json"
+STORED = ("hydra/sweeper", "hydra.sweeper.", "hydra.sweep.")  # all of Hydra's that a file may set
 FOREIGN = ("_target_", "custom_search_space")
 EXPECTED = (ArgumentError, ContractionError, InverseError, NonFiniteError, UnwritableError)
 """Errors that say all in their one line."""
@@ -59,22 +62,27 @@ class SweepCallback(Callback):
         elif job_return.return_value is not None:  # a failed trial of a search stays what it was
             row.figures = load_summary(row.folder)
             row.error = None
+        # Hydra would make a warning of an error here. What is missing is found, and the table tried again, in the end.
         try:
             row.write()
-            write_table(Path(config.hydra.sweep.dir))
-        except OSError as error:  # Hydra would make a warning of it; a run without a result is found in the end
+        except OSError as error:
             print(f"the result of run {row.number} cannot be kept: {error}", file=sys.stderr)
+        try:
+            write_table(Path(config.hydra.sweep.dir))
+        except OSError as error:
+            print(f"the table cannot be written: {error}", file=sys.stderr)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
 
         sweep = Path(config.hydra.sweep.dir)
         try:
+            write_table(sweep)
             draw_sheets(sweep)
             write_sweep_report(sweep)
         except Exception as error:  # Hydra would make a warning of it, and the sweep would end as if all was well
             why = str(error) if isinstance(error, (OSError, *EXPECTED)) else repr(error)
-            print(f"all runs have ended, but their sheets and report cannot be made: {why}", file=sys.stderr)
+            print(f"all runs have ended, but their table, sheets and report cannot be made: {why}", file=sys.stderr)
             raise SystemExit(1) from error
 
 
@@ -95,9 +103,10 @@ class Sweep:
         try:
             overrides = json.loads((folder / FILE).read_text())["overrides"]
             # A file may come from anyone: it may choose settings, not name code to run.
-            foreign = [word for word in FOREIGN if any(word in item for item in overrides)]
-            foreign += ["launcher" for item in overrides if "launcher" in item.partition("=")[0]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            foreign = [
+                item.input_line for item in OverridesParser.create().parse_overrides(overrides) if _foreign(item)
+            ]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as error:
             raise ArgumentError("resume", accepts, f"'{folder}'") from error
         if foreign:
             raise ArgumentError("resume", accepts, f"'{folder}', whose {FILE} speaks of {foreign[0]}")
@@ -149,6 +158,10 @@ class Sweep:
             return run(config, folder)
         except Interrupted as stop:
             raise Interrupted(stop.number, self._how_to_go_on(f"in run {row.number}")) from None
+        except (UnwritableError, BrokenPipeError) as error:
+            if BrokenPipeError in (type(error), type(error.__cause__)):  # nobody reads what the next would say either
+                raise Interrupted(signal.SIGPIPE, self._how_to_go_on(f"in run {row.number}")) from error
+            raise
 
     @contextlib.contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
@@ -187,6 +200,14 @@ class Sweep:
             print(f"{lost} of {len(rows)} runs have no result; {self._how_to_go_on('short')}", file=sys.stderr)
         if failed or lost:
             raise SystemExit(1)
+
+
+def _foreign(override: Override) -> bool:
+    """Whether it could make Hydra build or run something, rather than choose a setting."""
+    key, line = override.key_or_group, override.input_line
+    if key.startswith("hydra") and (not key.startswith(STORED) or "{" in line):
+        return True
+    return any(word in line for word in FOREIGN)
 
 
 def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]:
