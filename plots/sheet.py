@@ -59,6 +59,10 @@ class Strip:
     window: Window
     panels: list[Panel]
 
+    @property
+    def top(self) -> float:
+        return float(self.target.max()) or 1.0  # a density may fall between all points of the grid
+
 
 class Sheet:
     """A strip for each target: the target first, then its runs.
@@ -112,7 +116,7 @@ class Sheet:
         shown += [(axes, strip, panel.densities[-1]) for axes, strip, panel in self.images]
         drawn = []
         for axes, strip, density in shown:
-            share = np.nan_to_num(density / strip.target.max(), nan=0.0, posinf=1.0)
+            share = np.nan_to_num(density / strip.top, nan=0.0, posinf=1.0)
             extent = (*strip.window[0], *strip.window[1])
             aspect = axes.get_aspect()
             drawn.append(
@@ -130,13 +134,13 @@ class Sheet:
         canvas = to_grey_indices(pixels(self.figure))
         paint_bar(canvas, box(self.bar))
         for axes, strip in self.targets:
-            paint_density(canvas, box(axes), strip.target / strip.target.max())
+            paint_density(canvas, box(axes), strip.target / strip.top)
         boxes = [box(axes) for axes, _, _ in self.images]
         last = max((len(panel.densities) for _, _, panel in self.images), default=1) - 1
         for epoch in np.unique(np.linspace(0, last, MOST_FRAMES).round().astype(int)):
             for where, (_, strip, panel) in zip(boxes, self.images):
                 density = panel.densities[min(epoch, len(panel.densities) - 1)]
-                paint_density(canvas, where, density / strip.target.max())
+                paint_density(canvas, where, density / strip.top)
             right = self.width - RIGHT
             draw_text(canvas, (right, 20), f"epoch {epoch + 1} of {last + 1}", size=13, anchor="rm",
                       clear=(right - 140, 6, right + 1, 34))  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,8 +131,8 @@ class TestRun:
         table.unlink()  # a trained flow needs its data no more
         assert run("sample", f"run={folder}", "n=2000").status == 0
         samples = np.load(folder / "samples.npy")
-        np.testing.assert_allclose(samples.mean(axis=0), [50, -3000], atol=100)
-        np.testing.assert_allclose(np.median(samples[:, 1]), -3000, atol=60)
+        for axis, (middle, scale) in enumerate(((50, 2), (-3000, 200))):
+            assert abs(np.median(samples[:, axis]) - middle) < 0.3 * scale
         flow = load_run(folder).flow
         with torch.no_grad():
             log_q = flow.log_prob(torch.from_numpy(samples)).numpy()
@@ -300,6 +301,15 @@ class TestImage:
         upright, turned = (Image(str(tmp_path / f"{name}.png")) for name in ("upright", "turned"))
         assert (turned.rows, turned.columns) == (4, 2)
         assert torch.equal(turned.mass, upright.mass)
+
+    @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
+    @pytest.mark.parametrize("note", [b"Exif\0\0junk", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01"])
+    def test_a_damaged_note_of_its_camera_is_no_matter(self, tmp_path: Path, kind: str, note: bytes) -> None:
+        picture = PIL.Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) * 4)
+        picture.save(tmp_path / f"a.{kind}", exif=note, **({"lossless": True} if kind == "webp" else {}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert Image(str(tmp_path / f"a.{kind}")).rows == 8
 
     def test_what_is_drawn_is_the_mean_around_each_point(self, tmp_path: Path) -> None:
         light = np.full((900, 900), 255, dtype=np.uint8)

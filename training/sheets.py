@@ -47,7 +47,7 @@ def thumbnail(run: Path) -> bytes | None:
     if not found or target is None:
         return None
     canvas = np.zeros(found[-1].shape, np.uint8)
-    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), found[-1] / target.density.max())
+    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), found[-1] / (float(target.density.max()) or 1.0))
     image = Image.fromarray(canvas)
     image.putpalette(density_palette().tobytes())
     buffer = io.BytesIO()
