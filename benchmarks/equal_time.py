@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from benchmarks.measurement import arguments, print_table
 from benchmarks.record import Clock, Job, Record
-from benchmarks.runs import run
+from benchmarks.runs import digest, run
 from plots.figure import new_figure, pixels, write_png
 
 __all__ = ["compare"]
@@ -112,9 +112,18 @@ def compare(
     parser.add_argument("--show", action="store_true", help="make no runs: show those of --csv, by any clock")
     options = parser.parse_args()
 
+    def settings_of(clock: Clock, data: str, variant: str, seed: int) -> list[str]:
+        return [base.format(data=data), *variants[variant], f"seed={seed}", f"threads={clock.threads}",
+                f"trainer.max_seconds={clock.seconds:g}", f"trainer.steps_per_epoch={EPOCH}",
+                f"trainer.epochs={MOST_EPOCHS}"]  # fmt: skip
+
+    def job_of(clock: Clock, data: str, variant: str, seed: int) -> Job:
+        return Job(clock.seconds, data, variant, seed, clock.threads, clock.at_once,
+                   digest(settings_of(clock, data, variant, seed)))  # fmt: skip
+
     record = Record(options.csv)
     jobs = [
-        Job(time, data, variant, seed, options.threads, options.at_once)
+        job_of(Clock(time, options.threads, options.at_once), data, variant, seed)
         for time in options.seconds
         for seed in range(options.seeds)
         for data in options.densities
@@ -123,9 +132,7 @@ def compare(
 
     def make(job: Job) -> None:
         name = f"{job.density}-{job.variant.replace(' ', '_')}-{job.seed}"
-        settings = [base.format(data=job.density), *variants[job.variant], f"seed={job.seed}",
-                    f"threads={job.threads}", f"trainer.max_seconds={job.seconds}",
-                    f"trainer.steps_per_epoch={EPOCH}", f"trainer.epochs={MOST_EPOCHS}"]  # fmt: skip
+        settings = settings_of(job.clock, job.density, job.variant, job.seed)
         record.add(job, run(options.folder / f"{job.at_once}_at_once", name, settings)[1])
 
     missing = [] if options.show else [job for job in jobs if job not in record]
@@ -134,7 +141,8 @@ def compare(
     found: Found = {}
     for job in record:
         wanted = job.density in options.densities and job.variant in options.variants
-        if wanted and (options.show or job in jobs):
+        as_now = wanted and job == job_of(job.clock, job.density, job.variant, job.seed)
+        if as_now and (options.show or job in jobs):
             found.setdefault((job.clock, job.density, job.variant), []).append(record.kl(job))
     for clock in sorted({clock for clock, _, _ in found}):
         seeds = [len(values) for key, values in found.items() if key[0] == clock]

@@ -37,6 +37,8 @@ class Job:
     seed: int
     threads: int
     at_once: int
+    settings: str
+    """Their digest: a variant may be another one later."""
 
     @property
     def clock(self) -> Clock:
@@ -54,8 +56,11 @@ class Record:
         self.path = path
         self._lock = threading.Lock()
         self._rows: dict[Job, dict[str, Any]] = {}
-        if path.exists():
-            with open(path, newline="") as file:
+        self._read()
+
+    def _read(self) -> None:
+        if self.path.exists():
+            with open(self.path, newline="") as file:
                 for row in csv.DictReader(file):
                     job = Job(**{name: kind(row[name]) for name, kind in JOB.items()})
                     self._rows[job] = {name: row[name] for name in RESULTS}
@@ -76,6 +81,7 @@ class Record:
     def add(self, job: Job, summary: dict[str, Any]) -> None:
         """Keep what a run's summary.json says; to be called from any thread."""
         with self._lock:
+            self._read()  # another process may have added some
             self._rows[job] = {name: summary[name] for name in RESULTS}
             text = io.StringIO()
             table = csv.writer(text, lineterminator="\n")

@@ -12,9 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["run"]
+__all__ = ["digest", "run"]
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+def digest(overrides: Sequence[str]) -> str:
+    """Tells settings apart: eight letters."""
+    return hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:8]
 
 
 def run(parent: Path, name: str, overrides: Sequence[str]) -> tuple[list[dict[str, float]], dict[str, Any]]:
@@ -23,8 +28,7 @@ def run(parent: Path, name: str, overrides: Sequence[str]) -> tuple[list[dict[st
     The run's folder, below `parent`, is called `name` and a digest of the settings. One that was stopped begins anew,
     since what is gone on with has had another start.
     """
-    digest = hashlib.sha256("\0".join(overrides).encode()).hexdigest()[:8]
-    folder = parent / f"{name}-{digest}"
+    folder = parent / f"{name}-{digest(overrides)}"
     if not (folder / "summary.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run(

@@ -47,7 +47,7 @@ class TestCompare:
         of_a = ("--variants", "a", "--densities", "moons", "--seconds", "7")
         compare(monkeypatch, csv, *of_a, "--seeds", "2")
         assert [settings[1:4] for _, settings in made] == [["flow=iresnet", f"seed={i}", "threads=1"] for i in (0, 1)]
-        assert "trainer.max_seconds=7.0" in made[0][1]
+        assert "trainer.max_seconds=7" in made[0][1]
         compare(monkeypatch, csv, *of_a, "--seeds", "2")
         assert len(made) == 2
         compare(monkeypatch, csv, "--variants", "b", "--seconds", "7", "--seeds", "1")
@@ -67,6 +67,18 @@ class TestCompare:
             compare(monkeypatch, tmp_path / "flows.csv", *few, *clock)
         assert len({(folder, *settings) for folder, settings in made}) == 4
 
+    def test_what_a_variant_was_before_is_another(
+        self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        few = ("--variants", "b", "--densities", "moons", "--seeds", "1", "--seconds", "7")
+        compare(monkeypatch, tmp_path / "flows.csv", *few)
+        monkeypatch.setitem(VARIANTS, "b", ["flow=resflow", "flow.coeff=0.99"])
+        capsys.readouterr()
+        compare(monkeypatch, tmp_path / "flows.csv", *few, "--show")
+        assert "0.0625" not in capsys.readouterr().out
+        compare(monkeypatch, tmp_path / "flows.csv", *few)
+        assert len(made) == 2
+
     def test_keeps_what_was_made_before_a_run_failed(
         self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path
     ) -> None:
@@ -80,7 +92,7 @@ class TestRecord:
     def test_comes_back_as_it_was(self, tmp_path: Path) -> None:
         path = tmp_path / "runs.csv"
         record = Record(path)
-        late, early = Job(300.0, "moons", "no ActNorm, at all", 0, 1, 2), Job(60.0, "rings", "maf", 2, 2, 1)
+        late, early = Job(300.0, "moons", "no ActNorm, at all", 0, 1, 2, "ab"), Job(60.0, "rings", "maf", 2, 2, 1, "cd")
         record.add(late, {**SUMMARY, "kl": 1 / 3})
         record.add(early, {**SUMMARY, "kl": 1e-17})
         again = Record(path)
@@ -90,6 +102,9 @@ class TestRecord:
         before = path.read_bytes()
         again.add(early, {**SUMMARY, "kl": 1e-17})
         assert path.read_bytes() == before
+        record.add(Job(60.0, "rings", "maf", 3, 2, 1, "cd"), {**SUMMARY, "kl": 0.5})
+        again.add(Job(60.0, "rings", "maf", 4, 2, 1, "cd"), {**SUMMARY, "kl": 0.6})
+        assert len(Record(path)) == 4  # of two processes
 
 
 class TestRun:
