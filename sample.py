@@ -34,7 +34,7 @@ ROWS = 20_000  # of a CSV file, written at a time
 class Settings:
     """The settings at the top level."""
 
-    run: str
+    run: str | None
     n: Annotated[int, Range(ge=1)]
     points: str | None
     grid: Annotated[int, Range(ge=1, le=4096)] | None
@@ -50,6 +50,8 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
 
     Where `points` or `grid` say what to evaluate, the log-densities there instead.
     """
+    if settings.run is None:
+        raise ArgumentError("run", "a folder written by train.py", "none")
     points = None if settings.points is None else _read_points(settings.points)
     run = load_run(Path(settings.run), "run", choose_device(settings.device))
     out = Path(settings.run if settings.out is None else settings.out)
@@ -57,8 +59,8 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if points is not None:
-            _write(out / f"log_prob.{settings.format}", _log_prob(run, points), "log_prob")
-            written.append(f"log_prob.{settings.format}")
+            _write(out / f"points_log_prob.{settings.format}", _log_prob(run, points), "log_prob")
+            written.append(f"points_log_prob.{settings.format}")
         if settings.grid is not None:
             _write_grid(out / "density.npz", run, settings.grid)
             written.append("density.npz")

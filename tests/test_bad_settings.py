@@ -95,6 +95,6 @@ def test_the_same_of_sample(run: Callable[..., Result], tmp_path: Path, override
     result = run("sample", "run=no_such_run", override)
     assert result.status == 2, result.err
     (line,) = result.err.strip().splitlines()
-    assert override.split("=")[0] in line
+    assert line.startswith(f"sample.py: {override.split('=')[0]} accepts")
     assert "Traceback" not in line
     assert not list(tmp_path.iterdir())

@@ -63,11 +63,14 @@ def test_one_batch_is_all_points_and_batches_of_one_are_in_random_order() -> Non
 
 def test_batch_means_are_unbiased_and_of_less_variance_than_independent_ones() -> None:
     """Of a function with half a period of a sine, of one sign, along each side of each square of the board."""
-    batches, size = 512, 256
+    draws, batches, size = 128, 64, 256
     generator = torch.Generator().manual_seed(0)
-    x = Checkerboard().sample(batches * size, generator)
-    sines = [torch.sin(math.pi / 2 * points).prod(dim=-1) for points in (x, stratified(x, size, generator))]
-    independent, of_strata = (values.view(batches, size).mean(dim=1) for values in sines)
+    means = []
+    for _ in range(draws):  # of one batch of each: all of them together are the points they were dealt from
+        x = Checkerboard().sample(batches * size, generator)
+        both = x[:size], stratified(x, size, generator)[0]
+        means.append([float(torch.sin(math.pi / 2 * points).prod(dim=-1).mean()) for points in both])
+    independent, of_strata = torch.tensor(means).T
     print(f"standard deviation of a batch's mean: {of_strata.std():.2g}; of independent points {independent.std():.2g}")
-    assert abs(float(of_strata.mean()) - (2 / math.pi) ** 2) < 4 * float(independent.std()) / batches**0.5
+    assert abs(float(of_strata.mean()) - (2 / math.pi) ** 2) < 4 * float(of_strata.std()) / draws**0.5
     assert of_strata.std() < independent.std() / 2

@@ -80,17 +80,22 @@ def test_where_nothing_more_can_be_written(
     assert kills.end(folder) == kills.end(whole.folder)
 
 
-# Settings, checkpoint, metrics, density, figure, density.gif, transport.gif, checkpoint: the file and its folder each.
-# Then metrics, density and figure again; 23 and 24 are a frame behind the trailer of density.gif, and the byte that
+# What is synced: each file, then its folder. 25 and 26 are a frame behind the trailer of density.gif, and the byte that
 # makes it count.
-@pytest.mark.parametrize("sync", [2, 3, 7, 11, 23, 24])
+SYNCED = (
+    "config.yaml", "target.npz", "checkpoint.pt", "metrics.csv", "epoch_0001.npy", "epoch_0001.png", "density.gif",
+    "transport.gif", "checkpoint.pt", "metrics.csv", "epoch_0002.npy", "epoch_0002.png",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("sync", [2, 5, 9, 13, 25, 26])
 def test_where_the_disk_is_full_at_any_write(
     run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: int
 ) -> None:
     folder, synced, fsync = tmp_path / "full", [], os.fsync
 
     def fail_once(handle: int) -> None:
-        synced.append(handle)
+        synced.append(Path(os.readlink(f"/proc/self/fd/{handle}")))
         if len(synced) == sync:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(handle)
@@ -98,6 +103,9 @@ def test_where_the_disk_is_full_at_any_write(
     monkeypatch.setattr(os, "fsync", fail_once)
     result = run("train", *TINY, folder=folder)
     is_one_line_of(result, "No space left on device", f"go on with: python train.py resume={folder}")
+    files = [path.name.strip(".").removesuffix(".unfinished") for path in synced[: len(SYNCED) * 2 : 2]]
+    assert files == list(SYNCED[: len(files)])
+    assert {path.name for path in synced[24:26]} <= {"density.gif"}
     kills.read_all(folder)
     assert run("train", f"resume={folder}").status == 0
     assert kills.end(folder) == kills.end(whole.folder)

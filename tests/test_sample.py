@@ -61,10 +61,13 @@ def test_the_points_of_a_file_are_evaluated(run: Run, trained: Path, tmp_path: P
     for form in ("npy", "csv"):
         result = run("sample", f"run={trained}", f"points={samples}", f"format={form}", "out=points")
         assert result.status == 0, result.err
-    assert sorted(file.name for file in (tmp_path / "points").iterdir()) == ["log_prob.csv", "log_prob.npy"]
+    assert sorted(file.name for file in (tmp_path / "points").iterdir()) == [
+        "points_log_prob.csv",
+        "points_log_prob.npy",
+    ]
     expected = np.loadtxt(tmp_path / "samples" / "log_prob.csv", skiprows=1)
-    np.testing.assert_allclose(np.load(tmp_path / "points" / "log_prob.npy"), expected, atol=1e-5)
-    np.testing.assert_allclose(np.loadtxt(tmp_path / "points" / "log_prob.csv", skiprows=1), expected, atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "points" / "points_log_prob.npy"), expected, atol=1e-5)
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "points" / "points_log_prob.csv", skiprows=1), expected, atol=1e-5)
 
 
 def test_the_density_on_a_grid(run: Run, trained: Path, tmp_path: Path) -> None:
@@ -126,7 +129,7 @@ def test_a_bad_file_of_points_is_named_with_its_line(run: Run, trained: Path, tm
         ("format=txt", "format accepts npy | csv"),
         ("seed=-1", "seed accepts a whole number at least 0"),
         ("run=nowhere", "run accepts a folder written by train.py"),
-        ("run=null", "run accepts a text"),
+        ("run=null", "run accepts a folder written by train.py; got none"),
         ("out=/proc/nowhere", "out accepts a folder that can be written"),
         ("device=cuda:99", "device accepts auto or a device of this machine"),
         ("number=3", "number accepts nothing: there is no such setting"),

@@ -369,6 +369,12 @@ BAD = {
     "estimator=null": ("estimator accepts exact | russian_roulette | truncated", "None"),
     "data=4circles data.noise=1e200": ("data.noise accepts a number above 0 and at most 1e+06",),
     "data=pinwheel data.radial_noise=1e-9": ("data.radial_noise accepts at least",),
+    "estimator.n_terms=5": (
+        "estimator.n_terms accepts nothing with estimator=russian_roulette: it is of estimator=truncated",
+    ),
+    "flow=nice flow.blocks=5": ("flow.blocks accepts nothing with flow=nice: it is of flow=idensenet|implicit|",),
+    "lr=1e-3": ("lr accepts nothing: there is no such setting", "did you mean 'optimizer.lr'"),
+    "resflow": ("settings are name=value, without spaces; got 'resflow'",),
     "flow.blocks=0": ("flow.blocks accepts a whole number at least 1", "got 0"),
     "flow.blocks=2.5": ("flow.blocks accepts a whole number", "2.5"),
     "flow.coeff=1": ("flow.coeff accepts a number above 0 and below 1", "got 1"),
@@ -514,6 +520,10 @@ def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) ->
     of_nsf = run("train", "flow=nsf", "--help").out
     assert "of optimizer=adam:" in of_nsf
     assert "of estimator=" not in of_nsf
+    of_recipe = run("train", "experiment=paper/resflow", "--help").out
+    assert "of optimizer=adam:" in of_recipe
+    assert "set by experiment=paper/resflow:" in of_recipe
+    assert "  flow.activation=lipswish" in of_recipe.splitlines()
     assert not list(tmp_path.iterdir())
 
 

@@ -101,7 +101,7 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
     except InstantiationException as error:
         if isinstance(refusal := error.__cause__, ArgumentError):
-            name = f"{node._get_full_key(None)}.{refusal.name}"
+            name = ".".join(filter(None, (node._get_full_key(None), refusal.name)))  # of the whole node, without one
             raise ArgumentError(name, refusal.accepts, refusal.got) from None
         raise
     return functools.partial(made, **arguments) if node.get("_partial_") else made

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["changed_settings", "choices_of"]
+__all__ = ["changed_settings", "choices_of", "recipe"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -19,6 +19,14 @@ def choices_of(flow: str) -> dict[str, str | None]:
     for item in _load(CONFIGS / "flow" / f"{flow}.yaml").get("defaults", []):  # override /group@_global_.group
         choices.update({key.rpartition(".")[2]: value for key, value in item.items()})
     return choices
+
+
+def recipe(experiment: str) -> tuple[dict[str, str], dict[str, Any]]:
+    """What a file of `configs/experiment` chooses, by group, and sets, by full name."""
+    content = _load(CONFIGS / "experiment" / f"{experiment}.yaml")
+    choices = {key.rpartition("/")[2]: value for item in content.pop("defaults", []) for key, value in item.items()}
+    settings = {f"{group}.{name}": value for group, node in content.items() for name, value in node.items()}
+    return choices, settings
 
 
 def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from training.defaults import choices_of
+from training.defaults import choices_of, recipe
 
 __all__ = ["help_page"]
 
@@ -50,8 +50,12 @@ def help_page(configs: Path, config_name: str, overrides: Iterable[str] = ()) ->
         lines.append("")
     lines.append("Settings, and their defaults:")
     lines += [line for setting in _matches(SETTING, path) for line in _entry(*_joined(setting))]
-    flow = next((typed.get("flow", group.value) for group in groups if group.name == "flow"), None)
-    chosen = {**choices_of(flow), **typed} if flow else typed
+    brought, changed = recipe(typed["experiment"]) if "experiment" in typed else ({}, {})
+    flow = next(({**brought, **typed}.get("flow", group.value) for group in groups if group.name == "flow"), None)
+    chosen = {**(choices_of(flow) if flow else {}), **brought, **typed}
+    if changed:
+        lines += ["", f"set by experiment={typed['experiment']}:"]
+        lines += [f"  {name}={value}" for name, value in changed.items()]
     for group in groups:
         file = configs / group.name / f"{chosen[group.name]}.yaml"
         if file.is_file() and group.name != "experiment":
