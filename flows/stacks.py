@@ -68,8 +68,10 @@ def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
     leaf, first, last = getattr(tensors[0], "stack", None), tensors[0], tensors[-1]
     if leaf is None or leaf.numel() != len(tensors) * first.numel() or leaf.data_ptr() != first.data_ptr():
         return None  # a copy of the module, or a part of the stack
-    if any(tensor.requires_grad != leaf.requires_grad for tensor in tensors):
-        return None  # some have been frozen since, or set free
+    if first.requires_grad != leaf.requires_grad:
+        return None  # frozen since, or set free
+    if leaf.requires_grad and False in [tensor.requires_grad for tensor in tensors]:
+        return None  # some of them frozen since
     if leaf.requires_grad and (first.grad is None or first.grad.data_ptr() != leaf.grad.data_ptr()):
         return None  # an optimizer of the single tensors has set their gradients to None
     is_whole = last.data_ptr() == first.data_ptr() + (len(tensors) - 1) * first.numel() * first.element_size()

@@ -399,7 +399,6 @@ BAD = {
     "resume=nowhere": ("resume accepts a folder written by train.py", "'nowhere'"),
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
     "data._target_=datasets.target.torch.load": ("data._target_ accepts", "torch.load"),
-    "blocks": ("blocks", "EQUAL"),
     "seed=100000000000000000000": ("seed accepts a whole number", "100000000000000000000"),
     "threads=100000": ("threads accepts a whole number at least 1 and at most 4096 or null", "100000"),
     "optimizer.lr=1e300": ("optimizer.lr accepts a number above 0 and at most 1e+06", "1e+300"),
