@@ -44,8 +44,8 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     device = choose_device(settings.device)
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    if device.index is not None:
-        torch.cuda.set_device(device)  # its streams are what CUDA graphs are captured on
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # its streams are what CUDA graphs are captured on
     torch.manual_seed(settings.seed)
 
     target = build_target(config)

@@ -9,7 +9,6 @@ import functools
 import importlib
 import logging
 import os
-import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -35,7 +34,7 @@ from training.captured import require_capturable
 from training.configuration import build, build_flow, build_target, check_config, choose_device, load_config
 from training.diagnosis import OUT_OF_MEMORY, ContractionError, NonFiniteError, is_of_memory
 from training.help import help_page
-from training.interruption import Interrupted, exit_as_ever
+from training.interruption import SIGPIPE, Interrupted, exit_as_ever
 from training.run_folder import UnwritableError
 from training.sweep import Sweep, combinations
 
@@ -113,7 +112,7 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         _leave_standard_output()
         _exit(1, f"nobody reads what it says: {error}")
     except Interrupted as stop:
-        if stop.number == signal.SIGPIPE:
+        if stop.number == SIGPIPE:
             _leave_standard_output()
         print(stop.message, file=sys.stderr)
         raise

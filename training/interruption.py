@@ -6,7 +6,9 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-__all__ = ["Interrupted", "Interruption", "exit_as_ever", "exit_quietly"]
+__all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly"]
+
+SIGPIPE = getattr(signal, "SIGPIPE", 13)  # which Windows has not: that the reader of what is said has left
 
 
 def exit_quietly() -> None:

@@ -26,7 +26,7 @@ from atomic import write_atomically
 from flows.bijection import InverseError
 from training.configuration import load_config
 from training.diagnosis import OUT_OF_MEMORY, ContractionError, NonFiniteError, is_of_memory
-from training.interruption import Interrupted
+from training.interruption import SIGPIPE, Interrupted
 from training.report import write_sweep_report
 from training.run_folder import UnwritableError, load_summary
 from training.sweep_table import SweepRow, read_rows, write_table
@@ -160,7 +160,7 @@ class Sweep:
             raise Interrupted(stop.number, self._how_to_go_on(f"in run {row.number}")) from None
         except (UnwritableError, BrokenPipeError) as error:
             if BrokenPipeError in (type(error), type(error.__cause__)):  # nobody reads what the next would say either
-                raise Interrupted(signal.SIGPIPE, self._how_to_go_on(f"in run {row.number}")) from error
+                raise Interrupted(SIGPIPE, self._how_to_go_on(f"in run {row.number}")) from error
             raise
 
     @contextlib.contextmanager

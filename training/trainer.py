@@ -315,7 +315,9 @@ class Trainer:
         """A loss may be finite where its gradient is not."""
         if not torch.isfinite(torch.stack(norms)).all():
             named = ((name, parameter.grad) for name, parameter in self.learner.flow.named_parameters())
-            self._stop_not_finite(f"the gradient of {self._when(norms)}", f"that of {first_not_finite(named)}")
+            name = first_not_finite(named)
+            cause = f"that of {name}" if name else "its norm leaves the range of numbers"
+            self._stop_not_finite(f"the gradient of {self._when(norms)}", cause)
 
     def _check_weights(self) -> None:
         named = [*self.learner.flow.named_parameters(), *self.learner.average.named_parameters()]
