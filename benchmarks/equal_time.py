@@ -144,9 +144,10 @@ def compare(
         as_now = wanted and job == job_of(job.clock, job.density, job.variant, job.seed)
         if as_now and (options.show or job in jobs):
             found.setdefault((job.clock, job.density, job.variant), []).append(record.kl(job))
+    shown = [variant for variant in options.variants if any(variant == key[2] for key in found)]
     for clock in sorted({clock for clock, _, _ in found}):
         seeds = [len(values) for key, values in found.items() if key[0] == clock]
         print(f"\nmedian KL in nats after {clock}; {min(seeds)} to {max(seeds)} seeds")
-        print_table(["", *options.densities], table_of(found, clock, options.densities, options.variants))
+        print_table(["", *options.densities], table_of(found, clock, options.densities, shown))
     if found:
-        draw(options.csv.with_suffix(".png"), found, options.densities, options.variants)
+        draw(options.csv.with_suffix(".png"), found, options.densities, shown)

@@ -25,7 +25,11 @@ def recipe(experiment: str) -> tuple[dict[str, str], dict[str, Any]]:
     """What a file of `configs/experiment` chooses, by group, and sets, by full name."""
     content = _load(CONFIGS / "experiment" / f"{experiment}.yaml")
     choices = {key.rpartition("/")[2]: value for item in content.pop("defaults", []) for key, value in item.items()}
-    settings = {f"{group}.{name}": value for group, node in content.items() for name, value in node.items()}
+    settings: dict[str, Any] = {}
+    for group, node in content.items():
+        settings.update(
+            {f"{group}.{name}": value for name, value in node.items()} if isinstance(node, dict) else {group: node}
+        )
     return choices, settings
 
 
