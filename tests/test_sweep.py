@@ -125,9 +125,8 @@ class TestSweep:
         assert "Traceback" not in result.err
         monkeypatch.undo()
         monkeypatch.chdir(tmp_path)
-        for sweep in ("after", "before"):
-            assert run("train", "-m", f"resume={sweep}").status == 0
-            assert sorted(by_number(tmp_path / sweep)) == [0, 1]
+        assert run("train", "-m", "resume=after").status == 0
+        assert sorted(by_number(tmp_path / "after")) == [0, 1]
 
     def test_a_table_that_cannot_be_written_is_told_of(self, run: Run, tmp_path: Path) -> None:
         (tmp_path / "sweep" / "summary.csv").mkdir(parents=True)
