@@ -68,9 +68,6 @@ class Record:
     def __contains__(self, job: Job) -> bool:
         return job in self._rows
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
     def __iter__(self) -> Iterator[Job]:
         return iter(sorted(self._rows))
 

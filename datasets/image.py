@@ -21,8 +21,16 @@ __all__ = ["Image"]
 HALF = 4.0  # half the picture's longer side, in the plane
 
 
-# What makes a picture upright, by the orientation, from 2, that its camera noted.
-TURNS = dict(enumerate(map(PIL.Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), start=2))
+# What makes a picture upright, by the orientation that its camera noted (Exif, tag 0x0112).
+TURNS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 class Image(DataFile, TargetDensity):

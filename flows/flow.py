@@ -27,6 +27,9 @@ class Flow(Bijection):
     Args:
         bijections: in the order in which data passes them.
         dimensions: d.
+
+    Raises:
+        TypeError: in evaluation mode and in the inverse, points of whole numbers, to which the result would be rounded.
     """
 
     compiled: bool = False

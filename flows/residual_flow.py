@@ -51,6 +51,9 @@ class FlowOfBlocks(Flow):
         dimensions: d.
         estimator: of the log-determinants, while training.
         actnorm: whether ActNorm stands before each block and after the last.
+
+    Raises:
+        InverseError: in evaluation mode and in the inverse, a block's Lipschitz constant is not below one.
     """
 
     def __init__(

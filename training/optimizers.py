@@ -21,7 +21,11 @@ Decay = Annotated[float, Range(ge=0, lt=1)]
 
 @checked
 def adam(flow: Flow, lr: Rate, beta1: Decay = 0.9, beta2: Decay = 0.99) -> Together:
-    """Adam (Kingma and Ba 2015) on all parameters of `flow`."""
+    """Adam (Kingma and Ba 2015) on all parameters of `flow` that are not frozen.
+
+    Raises:
+        ValueError: a parameter is frozen in some blocks alone.
+    """
     return Together(Adam(_learning(flow), lr, beta1, beta2))
 
 
@@ -37,7 +41,10 @@ def muon(
 ) -> Together:
     """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters.
 
-    Of a flow that is computed by compiled code, it is too.
+    Of a flow that is computed by compiled code, it is too. What is frozen stays.
+
+    Raises:
+        ValueError: a parameter is frozen in some blocks alone.
     """
     stacks = _learning(flow)
     matrices = [stack for stack in stacks if stack.ndim == 3]
