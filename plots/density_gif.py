@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from plots.figure import Window, box, new_figure, pixels, style_axes
+from plots.figure import Window, add_color_bar, box, new_figure, pixels, style_axes
 from plots.gif import GifFile
-from plots.painting import paint_bar, paint_density
+from plots.painting import highest, paint_bar, paint_density
 from plots.palette import DENSITY_MAP, density_palette
 from plots.text import draw_text, to_grey_indices
 
@@ -32,22 +32,21 @@ class DensityGif:
         self, path: Path, target: np.ndarray, window: Window, title: str, name: str = "target density"
     ) -> None:
         self.file = GifFile(path, density_palette())
-        self.top = float(target.max()) * 1.05 or 1.0  # a density may fall between all points of the grid
+        self.top = 1.05 * highest(target)
         figure = new_figure(WIDTH, HEIGHT)
-        left, right = figure.add_axes((0.04, 0.06, 0.43, 0.77)), figure.add_axes((0.5, 0.06, 0.43, 0.77))
+        left, right = figure.add_axes((0.035, 0.06, 0.43, 0.77)), figure.add_axes((0.483, 0.06, 0.43, 0.77))
         style_axes(left, window, name)
         style_axes(right, window, "learned density")
         right.set_yticklabels([])
         shown = right.imshow(target, origin="lower", extent=(*window[0], *window[1]), vmin=0, vmax=self.top,
                              cmap=DENSITY_MAP, aspect=left.get_aspect())  # fmt: skip
-        bar = figure.colorbar(shown, cax=figure.add_axes((0.938, 0.06, 0.014, 0.77)))
-        bar.ax.tick_params(labelsize=7, length=2, pad=2)
-        bar.outline.set(linewidth=0.4)
-        figure.text(0.04, 0.945, title, fontsize=11, va="center")
+        bar = figure.add_axes((0.92, 0.06, 0.014, 0.77))
+        add_color_bar(bar, shown, "probability per unit area")
+        figure.text(0.035, 0.945, title, fontsize=11, va="center")
         background = pixels(figure)
         self._canvas = to_grey_indices(background)
         paint_density(self._canvas, box(left), target / self.top)
-        paint_bar(self._canvas, box(bar.ax))
+        paint_bar(self._canvas, box(bar))
         self._learned = box(right)
         # What changes from frame to frame: the right half, up to the colour bar.
         self._part = slice(0, HEIGHT), slice(self._learned[0], self._learned[0] + self._learned[2])

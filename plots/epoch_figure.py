@@ -10,7 +10,8 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
-from plots.figure import Window, new_figure, style_axes, write_png
+from plots.figure import Window, add_color_bar, new_figure, style_axes, write_png
+from plots.painting import highest
 from plots.palette import DENSITY_MAP
 
 __all__ = ["EpochFigure"]
@@ -36,7 +37,7 @@ class EpochFigure:
         self.title = title
         self.figure = new_figure(1400, 390)
         extent = (*window[0], *window[1])
-        top = float(target.max()) * 1.05
+        top = 1.05 * highest(target)
         names = [name, "learned density", "samples of the model", "data carried to the base"]
         self.axes = []
         for index, heading in enumerate(names):
@@ -47,10 +48,8 @@ class EpochFigure:
                   "aspect": self.axes[0].get_aspect()}  # fmt: skip
         self.axes[0].imshow(target, **shared)
         self.learned = self.axes[1].imshow(np.zeros_like(target), **shared)
-        bar = self.figure.colorbar(self.learned, cax=self.figure.add_axes((0.481, 0.07, 0.008, 0.76)), extend="max")
-        bar.ax.tick_params(labelsize=7, length=2, pad=2)
-        bar.outline.set(linewidth=0.4)
-        bar.set_label("probability per unit area", fontsize=7, labelpad=2)
+        bar = self.figure.add_axes((0.481, 0.07, 0.008, 0.76))
+        add_color_bar(bar, self.learned, "probability per unit area", extend="max")
 
         color = colormaps[DENSITY_MAP](0.35)
         self.samples = self.axes[2].plot([], [], markersize=2.6, alpha=0.8, color=color, **POINT)[0]

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
 from PIL import Image
 
 from atomic import write_atomically
 
-__all__ = ["Window", "box", "new_figure", "pixels", "style_axes", "write_png"]
+__all__ = ["Window", "add_color_bar", "box", "new_figure", "pixels", "style_axes", "write_png"]
 
 DPI = 100
 Window = tuple[tuple[float, float], tuple[float, float]]
@@ -38,6 +39,14 @@ def style_axes(axes: Axes, window: Window, title: str) -> None:
     axes.tick_params(labelsize=7, length=2, pad=2, color="0.6", labelcolor="0.35")
     for spine in axes.spines.values():
         spine.set(linewidth=0.6, color="0.6")
+
+
+def add_color_bar(axes: Axes, shown: ScalarMappable, label: str, extend: str = "neither") -> None:
+    """Fill `axes` with the colour scale of `shown`; `extend` is matplotlib's."""
+    bar = axes.figure.colorbar(shown, cax=axes, extend=extend)
+    bar.ax.tick_params(labelsize=7, length=2, pad=2)
+    bar.outline.set(linewidth=0.4)
+    bar.set_label(label, fontsize=7, labelpad=2)
 
 
 def pixels(figure: Figure) -> np.ndarray:

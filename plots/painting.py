@@ -7,10 +7,17 @@ from PIL import Image
 
 from plots.palette import DENSITY_LEVELS, GREYS
 
-__all__ = ["paint_bar", "paint_density"]
+__all__ = ["highest", "paint_bar", "paint_density"]
 
 Box = tuple[int, int, int, int]
 """Left, top, width, height, in pixels."""
+
+
+def highest(target: np.ndarray) -> float:
+    """What a colour scale is made for: the highest density of a target on a grid. It is above zero, though a target
+    may fall between all points of the grid.
+    """
+    return float(target.max()) or 1.0
 
 
 def paint_density(canvas: np.ndarray, where: Box, share: np.ndarray) -> None:

@@ -10,13 +10,12 @@ import colorsys
 import numpy as np
 from matplotlib import colormaps
 
-__all__ = ["DENSITY_MAP", "GREYS", "POINT_COLORS", "color_of_angle", "density_palette", "point_palette"]
+__all__ = ["DENSITY_LEVELS", "DENSITY_MAP", "GREYS", "color_of_angle", "density_palette", "point_palette"]
 
 DENSITY_MAP = "magma"
 DENSITY_LEVELS = 64
 GREYS = 16  # from black to white
 HUES, SHADES = 24, 4  # of points, by their angle and distance in the base
-POINT_COLORS = HUES * SHADES
 
 
 def _greys() -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plots.figure import Window, new_figure, pixels, style_axes, write_png
+from plots.figure import Window, add_color_bar, new_figure, pixels, style_axes, write_png
 from plots.palette import DENSITY_MAP
 
 __all__ = ["draw_samples"]
@@ -36,9 +36,6 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
     image = histogram.imshow(density, origin="lower", extent=(*window[0], *window[1]), cmap=DENSITY_MAP,
                              aspect=histogram.get_aspect())  # fmt: skip
     for left, drawn, label in ((0.435, shown, "model's log p(x), nats"), (0.925, image, "samples per unit area")):
-        bar = figure.colorbar(drawn, cax=figure.add_axes((left, 0.07, 0.012, 0.8125)))
-        bar.ax.tick_params(labelsize=7, length=2, pad=2)
-        bar.outline.set(linewidth=0.4)
-        bar.set_label(label, fontsize=8, labelpad=3)
+        add_color_bar(figure.add_axes((left, 0.07, 0.012, 0.8125)), drawn, label)
     figure.text(0.5, 0.965, title, fontsize=12, ha="center", va="center")
     write_png(path, pixels(figure))

@@ -11,9 +11,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
-from plots.figure import Window, box, new_figure, pixels, style_axes, write_png
+from plots.figure import Window, add_color_bar, box, new_figure, pixels, style_axes, write_png
 from plots.gif import write_gif
-from plots.painting import paint_bar, paint_density
+from plots.painting import highest, paint_bar, paint_density
 from plots.palette import DENSITY_MAP, density_palette
 from plots.text import draw_text, to_grey_indices
 
@@ -59,9 +59,9 @@ class Strip:
     window: Window
     panels: list[Panel]
 
-    @property
-    def top(self) -> float:
-        return float(self.target.max()) or 1.0  # a density may fall between all points of the grid
+    def share(self, density: np.ndarray) -> np.ndarray:
+        """Of the target's highest."""
+        return density / highest(self.target)
 
 
 class Sheet:
@@ -100,10 +100,7 @@ class Sheet:
             else:
                 axes.text(0.5, 0.5, "no epoch", fontsize=9, ha="center", va="center", transform=axes.transAxes)
         self.bar = self._axes(LEFT + columns * (SIDE + GAP) + 4, TOP + head, 11, SIDE)
-        scale = self.figure.colorbar(ScalarMappable(cmap=DENSITY_MAP), cax=self.bar)
-        scale.set_label("share of the target's highest density", fontsize=7, labelpad=3)
-        self.bar.tick_params(labelsize=7, length=2, pad=2)
-        scale.outline.set(linewidth=0.4)
+        add_color_bar(self.bar, ScalarMappable(cmap=DENSITY_MAP), "share of the target's highest density")
         self.figure.text(LEFT / self.width, 1 - 20 / self.height, title, fontsize=11, va="center")
 
     def _axes(self, left: int, top: int, width: int, height: int) -> Axes:
@@ -116,7 +113,7 @@ class Sheet:
         shown += [(axes, strip, panel.densities[-1]) for axes, strip, panel in self.images]
         drawn = []
         for axes, strip, density in shown:
-            share = np.nan_to_num(density / strip.top, nan=0.0, posinf=1.0)
+            share = np.nan_to_num(strip.share(density), nan=0.0, posinf=1.0)
             extent = (*strip.window[0], *strip.window[1])
             aspect = axes.get_aspect()
             drawn.append(
@@ -134,13 +131,13 @@ class Sheet:
         canvas = to_grey_indices(pixels(self.figure))
         paint_bar(canvas, box(self.bar))
         for axes, strip in self.targets:
-            paint_density(canvas, box(axes), strip.target / strip.top)
+            paint_density(canvas, box(axes), strip.share(strip.target))
         boxes = [box(axes) for axes, _, _ in self.images]
         last = max((len(panel.densities) for _, _, panel in self.images), default=1) - 1
         for epoch in np.unique(np.linspace(0, last, MOST_FRAMES).round().astype(int)):
             for where, (_, strip, panel) in zip(boxes, self.images):
                 density = panel.densities[min(epoch, len(panel.densities) - 1)]
-                paint_density(canvas, where, density / strip.top)
+                paint_density(canvas, where, strip.share(density))
             right = self.width - RIGHT
             draw_text(canvas, (right, 20), f"epoch {epoch + 1} of {last + 1}", size=13, anchor="rm",
                       clear=(right - 140, 6, right + 1, 34))  # fmt: skip

@@ -11,9 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from plots.palette import GREYS
 
-__all__ = ["WHITE", "draw_text", "to_grey_indices"]
-
-WHITE = GREYS - 1
+__all__ = ["draw_text", "to_grey_indices"]
 
 
 def to_grey_indices(picture: np.ndarray) -> np.ndarray:

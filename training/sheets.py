@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from pathlib import Path
 
@@ -10,11 +9,12 @@ import numpy as np
 from omegaconf import OmegaConf
 from PIL import Image
 
-from plots.painting import paint_density
+from plots.painting import highest, paint_density
 from plots.palette import density_palette
 from plots.sheet import Panel, Sheet, Strip
 from training.configuration import load_config
 from training.density_grid import load_density, load_target
+from training.run_folder import load_metrics
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 __all__ = ["draw_sheets", "thumbnail"]
@@ -43,11 +43,11 @@ def draw_sheets(sweep: Path) -> None:
 
 def thumbnail(run: Path) -> bytes | None:
     """A PNG of the last density that a run has learned, on its target's colour scale; None where there is none."""
-    found, target = densities(run), load_target(run)
+    found, target = _densities(run), load_target(run)
     if not found or target is None:
         return None
     canvas = np.zeros(found[-1].shape, np.uint8)
-    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), found[-1] / (float(target.density.max()) or 1.0))
+    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), found[-1] / highest(target.density))
     image = Image.fromarray(canvas)
     image.putpalette(density_palette().tobytes())
     buffer = io.BytesIO()
@@ -63,14 +63,9 @@ def _panel(row: SweepRow, difference: dict[str, str]) -> Panel:
         note = row.headline
     else:
         note = "not finished"
-    return Panel(words, f"{row.number}: {note}", densities(row.folder))
+    return Panel(words, f"{row.number}: {note}", _densities(row.folder))
 
 
-def densities(run: Path) -> list[np.ndarray]:
+def _densities(run: Path) -> list[np.ndarray]:
     """The density that a run has learned by the end of each of its epochs, each of shape (rows, columns)."""
-    try:
-        with open(run / "metrics.csv", newline="") as file:
-            epochs = [int(row["epoch"]) for row in csv.DictReader(file)]
-    except FileNotFoundError:  # it ended before its first epoch did
-        return []
-    return [load_density(run, epoch) for epoch in epochs]
+    return [load_density(run, int(row["epoch"])) for row in load_metrics(run)]
