@@ -15,15 +15,14 @@ UNFINISHED = ".unfinished"  # how the names end of files that are being written
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Make `data` the content of `path`, at once: a reader sees the old file or the new one, never a part of either.
 
-    A process that is killed in the middle leaves a hidden file beside `path`; the next write reuses it, and
-    `remove_unfinished` removes it.
+    A process that is killed in the middle leaves a hidden file beside `path`, which `remove_unfinished` removes.
 
     Raises:
         OSError: names `path`, which is then what it was.
     """
     path = Path(path)
-    # In the same folder: a file system replaces only its own files.
-    temporary = path.with_name(f".{path.name}{UNFINISHED}")
+    # In the same folder: a file system replaces only its own files. Of this process: another may be writing the same.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with blaming(path):
         try:
             with open(temporary, "wb") as file:
