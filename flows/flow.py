@@ -79,7 +79,11 @@ class Flow(Bijection):
     def log_prob(self, x: Tensor) -> Tensor:
         """Return log p(x) in nats, shape (batch,): log N(z; 0, I) + log |det dz/dx|."""
         z, log_det = self(x)
-        return log_det - 0.5 * (z * z).sum(dim=1) - 0.5 * self.dimensions * math.log(2 * math.pi)
+        return self.base_log_prob(z) + log_det
+
+    def base_log_prob(self, z: Tensor) -> Tensor:
+        """Return log N(z; 0, I) in nats, shape (batch,)."""
+        return -0.5 * (z * z).sum(dim=1) - 0.5 * self.dimensions * math.log(2 * math.pi)
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -114,8 +118,9 @@ class Flow(Bijection):
             x = bijection.initialize(x)
         return x
 
-    def bound_inverse(self) -> float | None:
-        """The largest `inverse_bound` of any bijection, each taken alone, in the last inverse."""
+    @property
+    def inverse_bound(self) -> float | None:
+        """The largest of any bijection, each taken alone, in the last inverse."""
         bounds = [bijection.inverse_bound for bijection in self.bijections]
         return max((bound for bound in bounds if bound is not None), default=None)
 

@@ -149,8 +149,9 @@ def test_spectral_norms_stay_converged_in_training() -> None:
 def trained() -> Flow:
     """A flow after a few hundred steps: far from the identity, and not yet good."""
     torch.manual_seed(1)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     flow = ResidualFlow(2, RussianRoulette(), blocks=6, width=32)
+    flow.compile_for(torch.device("cpu"))  # for time's sake; what is returned is plain
     learner = Learner(flow, adam(flow, lr=5e-3), clip_norm=1.0, ema_decay=0.99, power_iterations=2)
     x = Moons().sample(400 * 256, torch.Generator().manual_seed(2)).split(256)
     learner.initialize(x[0])
@@ -158,7 +159,9 @@ def trained() -> Flow:
         learner.backward(part)
         learner.update(1.0)
     learner.converge()
-    return learner.average.eval()
+    plain = ResidualFlow(2, RussianRoulette(), blocks=6, width=32)
+    plain.load_state_dict(learner.average.state_dict())
+    return plain.eval()
 
 
 @pytest.fixture
@@ -172,10 +175,10 @@ def far() -> torch.Tensor:
 
 class TestTrainedFlow:
     def test_density_integrates_to_one(self, trained: Flow) -> None:
-        axis = torch.linspace(-8, 8, 801)
+        axis = torch.linspace(-8, 8, 401)
         with torch.no_grad():
             points = torch.cartesian_prod(axis, axis)
-            total = sum(float(trained.log_prob(part).double().exp().sum()) for part in points.split(20_000)) * 0.02**2
+            total = sum(float(trained.log_prob(part).double().exp().sum()) for part in points.split(20_000)) * 0.04**2
         assert total == pytest.approx(1, abs=1e-3)
 
     def test_inverse_undoes_forward(self, trained: Flow, far: torch.Tensor) -> None:
@@ -193,7 +196,7 @@ class TestTrainedFlow:
         assert max(trained.lipschitz_constants()) < 1
 
     def test_evaluation_reports_what_it_says(self, trained: Flow) -> None:
-        held_out = HeldOut.draw(Moons(), 5000, torch.Generator().manual_seed(3), torch.device("cpu"))
+        held_out = HeldOut.draw(Moons(), 20_000, torch.Generator().manual_seed(3), torch.device("cpu"))
         state = torch.get_rng_state()
         first, second = evaluate(trained, held_out, seed=0), evaluate(trained, held_out, seed=0)
         assert first == second
@@ -204,10 +207,13 @@ class TestTrainedFlow:
         assert first.nll == pytest.approx(float(nll.mean()), abs=4 * plain_stderr)
         assert first.kl == pytest.approx(first.nll - Moons().entropy)
         assert first.lipschitz == trained.lipschitz()
-        assert 0 < first.inverse_error < 1e-5
+        with torch.no_grad():
+            distance = torch.linalg.vector_norm(trained.preimage(trained(held_out.x)[0]) - held_out.x, dim=1)
+        assert first.inverse_error == pytest.approx(float(distance.max()), rel=0.1)  # in passes it rounds otherwise
+        assert first.inverse_error < 1e-5
         assert 0 < first.inverse_bound <= 1e-7  # of one block
         # An unbiased estimator: its mean error is within its noise.
-        assert abs(first.logdet_bias) < 4 * first.logdet_std / math.sqrt(2048)
+        assert abs(first.logdet_bias) < 4 * first.logdet_std / math.sqrt(len(held_out.x))
         assert first.logdet_std > 0
 
 

@@ -16,7 +16,7 @@ from training.progress import in_passes
 __all__ = ["Evaluation", "HeldOut", "evaluate", "log_prob", "sample"]
 
 # Points a pass, so that memory does not grow with their number. Plain operations are faster where all stays in a cache.
-CHUNK, PLAIN_CHUNK = 65536, 2048
+CHUNK, PLAIN_CHUNK = 16384, 2048
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,13 @@ class Evaluation:
         return self.nll if self.kl is None else self.kl
 
     @property
+    def measure(self) -> str:
+        """What `merit` is."""
+        return "NLL" if self.kl is None else "KL"
+
+    @property
     def headline(self) -> str:
-        return f"{'NLL' if self.kl is None else 'KL'} {self.merit:.4f} ± {self.nll_stderr:.4f} nats"
+        return f"{self.measure} {self.merit:.4f} ± {self.nll_stderr:.4f} nats"
 
 
 @torch.no_grad()
@@ -102,41 +107,39 @@ def _chunk(flow: Flow, x: Tensor) -> int:
 
 
 @torch.no_grad()
-def evaluate(flow: Flow, held_out: HeldOut, seed: int, subset: int = 2048) -> Evaluation:
+def evaluate(flow: Flow, held_out: HeldOut, seed: int) -> Evaluation:
     """Evaluate `flow`, left in evaluation mode, without moving the random state.
 
     Args:
-        held_out: points for `nll` and `kl`.
         seed: of the estimator's noise, so that the figures are the same whenever they are computed.
-        subset: points for `inverse_error`, `logdet_bias` and `logdet_std`.
     """
-    flow.eval()
-    surprise = -log_prob(flow, held_out.x).cpu().double()
-    known = held_out.log_prob is not None
-    difference = held_out.log_prob + surprise if known else surprise
-    mean = float(difference.mean())
-    stderr = float(difference.std()) / math.sqrt(len(difference))
-
-    x = held_out.x[:subset]
-    inverse_error = float((flow.preimage(flow(x)[0]) - x).abs().max())
-    device, x = x.device, widened(x)  # so that rounding is no part of the difference
-    exact = flow(x)[1]
+    device, parts, bounds = held_out.x.device, [], []
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would move every device's random state
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
-        flow.train()
-        estimate = flow(x)[1]
-        flow.eval()
-    error = (estimate - exact).double()
+        for x in in_passes("evaluating", held_out.x, _chunk(flow, held_out.x)):
+            flow.eval()
+            z, log_det = flow(widened(x))  # so that rounding is no part of the estimator's error
+            inverse_error = torch.linalg.vector_norm(flow.preimage(z.to(x.dtype)) - x, dim=1)
+            bounds.append(flow.inverse_bound)
+            flow.train()
+            error = flow(widened(x))[1] - log_det
+            parts.append(torch.stack([-flow.base_log_prob(z) - log_det, error, inverse_error]).cpu().double())
+    flow.eval()
+    surprise, error, inverse_error = torch.cat(parts, dim=1)
+    known = held_out.log_prob is not None
+    difference = held_out.log_prob + surprise if known else surprise
+    mean = float(difference.mean())
+    stderr = float(difference.std()) / math.sqrt(len(difference))
     return Evaluation(
         nll=held_out.entropy + mean if known else mean,
         nll_stderr=stderr,
         kl=mean if known else None,
         kl_stderr=stderr if known else None,
         lipschitz=flow.lipschitz(),
-        inverse_error=inverse_error,
-        inverse_bound=flow.bound_inverse(),
+        inverse_error=float(inverse_error.max()),
+        inverse_bound=max((bound for bound in bounds if bound is not None), default=None),
         logdet_bias=float(error.mean()),
         logdet_std=float(error.std()),
     )

@@ -72,7 +72,7 @@ class Pictures:
         self.figure.update(learned, samples[:SAMPLES].cpu().numpy(), images, subtitle)
         self.figure.save(self.folder / "plots" / f"epoch_{epoch:04d}.png")
         self.density_gif.append(
-            learned, f"epoch {epoch}   {'NLL' if evaluation.kl is None else 'KL'} {evaluation.merit:.4f} nats"
+            learned, f"epoch {epoch}   {evaluation.measure} {evaluation.merit:.4f} nats"
         )
         fitted = _fit(path, SAMPLES)
         lines = fitted[:, SAMPLES:].reshape(len(path), 2 * GRID_LINES, GRID_POINTS, 2)
