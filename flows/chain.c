@@ -467,6 +467,7 @@ static int solve_block(const Chain *chain, int block, int n, const real *y, doub
     real x[n * d], fallback[n * d], limit[n], residual[d], step[d], M[d * d], enough = fmax(NEARLY_SOLVED, target);
     double L = chain->lipschitz[block];
     memcpy(x, work->x, sizeof x);
+    memcpy(fallback, y, sizeof fallback);
     for (int s = 0; s < n; s++) {
         int finite = 1;
         for (int i = 0; i < d; i++) finite &= isfinite(y[s * d + i]) && isfinite(x[s * d + i]);
@@ -497,7 +498,7 @@ static int solve_block(const Chain *chain, int block, int n, const real *y, doub
                 largest = norm > largest ? norm : largest;
                 if (!accepted || norm > enough) active[others++] = s;
             }
-            if (steps == 0) most_steps = 8 + 2 * log(target / fmax(largest, target)) / log(L);
+            if (steps == 0) most_steps = 8 + (isfinite(largest) ? 2 * log(target / fmax(largest, target)) / log(L) : 0);
             left = others;
         }
         memcpy(work->x, x, sizeof x);

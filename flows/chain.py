@@ -270,8 +270,8 @@ class _Call:
         return points[1:] if with_path else points, bounds.amax(dim=0)
 
     def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:
-        x, inverse = torch.empty_like(z), z.new_empty(self.batch, self.d, self.d)
         z = z.contiguous()
+        x, inverse = torch.empty_like(z), z.new_empty(self.batch, self.d, self.d)
         in_threads(
             self.shares,
             lambda begin, end, _: self.library.approach(

@@ -102,10 +102,13 @@ def library(source: Path, dtype: torch.dtype, *definitions: str) -> ctypes.CDLL:
     command = [*compiler, *FLAGS, *definitions]
     made_from = [HEADER.read_text(), source.read_text(), *command, _processor()]
     key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
-    path = _cache() / f"{source.stem}-{key}.so"
-    if not path.exists():
-        _compile(command, source, path)
-    return ctypes.CDLL(str(path))
+    try:
+        path = _cache() / f"{source.stem}-{key}.so"
+        if not path.exists():
+            _compile(command, source, path)
+        return ctypes.CDLL(str(path))
+    except OSError as error:  # a full disk, or one where nothing may be executed
+        raise CompileError(f"what was compiled cannot be kept or loaded: {error}") from error
 
 
 def _compile(command: list[str], source: Path, path: Path) -> None:
@@ -131,13 +134,13 @@ def _compile(command: list[str], source: Path, path: Path) -> None:
 @functools.cache
 def _cache() -> Path:
     """Where compiled libraries are kept: the user's cache folder, or one of this process where there is none."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "residual-flows"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "residual-flows"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
-        pass  # a home that cannot be written is no reason to compute slowly
+    except (OSError, RuntimeError):
+        pass  # no home, or one that cannot be written, is no reason to compute slowly
     return Path(tempfile.mkdtemp(prefix="residual-flows-"))
 
 

@@ -18,7 +18,14 @@ from flows.estimators.jacobian import VjpJacobian
 from flows.lipschitz import LipschitzNet, NormalizedNet
 from flows.precision import widened
 
-__all__ = ["solve_fixed_point", "solve_in_training", "with_implicit_gradient"]
+__all__ = [
+    "COARSE_RESIDUAL",
+    "COARSE_STEPS",
+    "LARGEST_NEWTON_DIMENSION",
+    "solve_fixed_point",
+    "solve_in_training",
+    "with_implicit_gradient",
+]
 
 # A Newton step costs d + 1 forward passes and saves tens of plain ones.
 LARGEST_NEWTON_DIMENSION = 16
@@ -129,7 +136,9 @@ def _solve_without_looking(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
     """The steps of `_solve`, a fixed number for all; the device itself raises an error if that was not enough."""
     newton = z.shape[1] <= LARGEST_NEWTON_DIMENSION
     x, fallback, limit = z, z, torch.full_like(z[:, 0], math.inf)
-    most_steps = STEPS_WITHOUT_LOOKING if newton else math.ceil(math.log(TRAINING_TOLERANCE) / math.log(L))
+    most_steps = STEPS_WITHOUT_LOOKING
+    if not newton:  # from a first residual of up to a thousand
+        most_steps = math.ceil(math.log(TRAINING_TOLERANCE / 1e3) / math.log(L))
     for _ in range(most_steps):
         g, J = g_of.forward_with_jacobian(x) if newton else (g_of(x), None)
         r = z - x - g

@@ -28,7 +28,7 @@ class LipschitzDenseNet(LipschitzNet):
     Every layer sees all that came before it. The weights of the concatenation are learned, as
     :math:`(a_k, b_k) = (\eta_1, \eta_2) / \sqrt{\eta_1^2 + \eta_2^2 K^2}` with positive :math:`\eta` and
     :math:`K = c\,\mathrm{Lip}(\phi)`, so that :math:`\mathrm{Lip}(h_k) \le \sqrt{a_k^2 + b_k^2 K^2} = 1` and
-    :math:`\mathrm{Lip}(g) \le c` (the same, section 3.2).
+    :math:`\mathrm{Lip}(g) \le c`.
 
     Args:
         dimensions: d, of input and output.
@@ -152,7 +152,8 @@ class IDenseNet(FlowOfBlocks):
         """The series of an estimate alone: of the network there is no compiled code."""
         if device.type == "cpu":
             try:
-                series.library_of(torch.float32)
+                for dtype in (torch.float32, torch.float64):
+                    series.library_of(dtype)
             except CompileError as error:
                 return str(error)
             self.estimator.compiled = True

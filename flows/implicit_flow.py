@@ -22,7 +22,7 @@ class ImplicitFlow(FlowOfBlocks):
     r"""Blocks that carry x to the solution z of :math:`z + g_z(z) = x + g_x(x)`.
 
     A block is :math:`(I + g_z)^{-1} \circ (I + g_x)`, both networks with a Lipschitz constant below one. With
-    :math:`g_z = 0` it is a residual block: so it is more expressive at equal depth (the same, theorem 2). Its
+    :math:`g_z = 0` it is a residual block: so it is more expressive at equal depth (the same, corollary 1). Its
     log-determinant, :math:`\log\det(I + J_{g_x}(x)) - \log\det(I + J_{g_z}(z))`, is estimated as that of two blocks.
 
     Args:

@@ -31,6 +31,7 @@ __all__ = [
     "normalize_all",
     "normalized_stack",
     "normalized_stacks",
+    "same",
 ]
 
 
@@ -39,7 +40,7 @@ class LipschitzLinear(nn.Module):
 
     Soft spectral normalization, :math:`\tilde W = W \min(1, c / \sigma(W))`, leaves a small W as it is. The
     largest singular value is read off as :math:`\sigma = u^T W v`, differentiable through W, with u and v held
-    in buffers that power iteration moves without gradient (Miyato et al. 2018, arXiv 1802.05957, section 2.1).
+    in buffers that power iteration moves without gradient (Miyato et al. 2018, arXiv 1802.05957, section 2.2).
 
     Power iteration approaches :math:`\sigma` from below, so an estimate that has not converged would break
     the bound silently. Hence `converge`, exact, called at construction and whenever a model is to be

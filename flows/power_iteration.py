@@ -1,6 +1,6 @@
 """Power iteration: how the singular vectors of a layer's weight follow it through training.
 
-Five iterations of a flow's layers are some hundred operations on very small matrices. `power_iteration.c` computes the
+Power iterations of a flow's layers are some hundred operations on very small matrices. `power_iteration.c` computes the
 same in one call for all layers of one role, and a test holds it to that.
 """
 

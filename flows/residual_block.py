@@ -57,15 +57,15 @@ class ResidualBlock(Bijection):
         Raises:
             InverseError: see :func:`~flows.fixed_point.solve_fixed_point`.
         """
-        x = self._solve(z)
+        x = self._certified(z)
         log_det = log_det_plus_identity(self.net.forward_with_jacobian(x)[1])
         return x.to(z.dtype), -log_det.to(z.dtype)
 
     @torch.no_grad()
     def preimage(self, z: Tensor) -> Tensor:
-        return self._solve(z).to(z.dtype)
+        return self._certified(z).to(z.dtype)
 
-    def _solve(self, z: Tensor) -> Tensor:
+    def _certified(self, z: Tensor) -> Tensor:
         x, bounds = solve_fixed_point(self.net, z, self.tolerance)
         self.inverse_bound = float(bounds.max()) if len(bounds) else 0.0
         return x
@@ -86,7 +86,7 @@ class InverseBlock(ResidualBlock):
     def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         L = self.net.bound()
         to_learn = self.training and torch.is_grad_enabled()
-        z = solve_in_training(net, L, x) if to_learn else self._solve(x).to(x.dtype)
+        z = solve_in_training(net, L, x) if to_learn else solve_fixed_point(self.net, x, self.tolerance)[0].to(x.dtype)
         z = with_implicit_gradient(net, L, z, x)
         return z, measure(net, z)[1]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Annotated
 
 import torch
@@ -59,7 +58,8 @@ class FlowOfBlocks(Flow):
     def __init__(
         self, blocks: Iterable[Sequence[Bijection]], dimensions: int, estimator: LogDetEstimator, actnorm: bool
     ) -> None:
-        super().__init__(with_actnorm(blocks, dimensions) if actnorm else chain.from_iterable(blocks), dimensions)
+        plain = (bijection for block in blocks for bijection in block)
+        super().__init__(with_actnorm(blocks, dimensions) if actnorm else plain, dimensions)
         self.estimator = estimator
         self._certified: tuple[list[Tensor], list[Tensor], list[float]] | None = None
 
@@ -174,6 +174,8 @@ class FlowOfBlocks(Flow):
         made_from = [stacked([getattr(layer, part) for layer in layers]) for layers in self._layers for part in parts]
         coeffs = [layer.coeff for layers in self._layers for layer in layers]
         made_from.append(torch.tensor(coeffs, dtype=torch.float64))
+        own = (net.parameters(recurse=False) for net in self._nets)  # beside those of its layers
+        made_from += [stacked(list(parameters)) for parameters in zip(*own, strict=True)]
         known = self._certified[0] if self._certified else [tensor[:0] for tensor in made_from]
         if not all(same(a, b) for a, b in zip(known, made_from, strict=True)):
             constants = [net.lipschitz() for net in self._nets]

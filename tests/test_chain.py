@@ -20,6 +20,7 @@ from flows.bijection import InverseError
 from flows.chain import library_of
 from flows.compiled import CompileError
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated, series
+from flows.idensenet import IDenseNet
 from flows.implicit_flow import ImplicitFlow
 from flows.lipschitz import LipschitzLinear
 from flows.residual_block import InverseBlock
@@ -166,6 +167,8 @@ def test_values_and_the_approach_to_a_solution(dimensions: int) -> None:
         for steps in (0, 1, 3):
             for ours, expected in zip(found.approach(x, steps, 1e-3), plain.approach(x, steps, 1e-3), strict=True):
                 torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-10)
+        columns = x.t().contiguous().t()  # the same points, another way in memory
+        assert torch.equal(found.approach(columns, 3, 1e-3)[0], found.approach(x, 3, 1e-3)[0])
         solved = found.approach(x, 40, 1e-9)[0]
         torch.testing.assert_close(solved + plain(solved), x, rtol=0, atol=1e-10)
 
@@ -216,8 +219,8 @@ def test_the_bound_on_an_inverse_holds(kind: type[FlowOfBlocks], coeff: float, t
     block.tolerance = 1e-12
     size = torch.linalg.vector_norm(y, dim=1).clamp(min=1)
     error = torch.linalg.vector_norm(found - block.preimage(y), dim=1) / size
-    assert float(error.max()) <= twin.bound_inverse() + 1e-12
-    assert 0 < twin.bound_inverse() <= tolerance
+    assert float(error.max()) <= twin.inverse_bound + 1e-12
+    assert 0 < twin.inverse_bound <= tolerance
 
 
 def test_the_bound_is_that_of_the_residual_and_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +235,7 @@ def test_the_bound_is_that_of_the_residual_and_the_last_step(monkeypatch: pytest
         torch.testing.assert_close(twin.preimage(z), z + step, rtol=0, atol=1e-5)  # of a Jacobian in float32
     lengths = torch.linalg.vector_norm(g, dim=1) / (1 - block.lipschitz()) + torch.linalg.vector_norm(step, dim=1)
     bound = float((lengths / torch.linalg.vector_norm(z, dim=1).clamp(min=1)).max())
-    assert twin.bound_inverse() == pytest.approx(bound, rel=1e-5)
+    assert twin.inverse_bound == pytest.approx(bound, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", FLOWS)
@@ -265,6 +268,26 @@ def test_each_block_has_its_own_constant_and_tolerance(
             else:
                 assert 0 < block.inverse_bound <= block.tolerance
                 torch.testing.assert_close(x + block.net(x), y, rtol=0, atol=1e-6)
+
+
+def test_a_mixture_of_a_dense_net_is_part_of_its_certificate() -> None:
+    flow = IDenseNet(2, Exact(), blocks=2, width=4, depth=2)
+    for net in flow._nets:
+        net.raw_mix.data.uniform_(-2, 2)
+        assert flow._certificate()[1] == [block.lipschitz() for block in flow._blocks]
+
+
+@pytest.mark.parametrize("activation", ["lipswish", "sin"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_numbers_whose_squares_overflow_end_in_an_error(activation: str, dtype: torch.dtype) -> None:
+    flow, x = make(Exact(), kind=ImplicitFlow, activation=activation)
+    twin = compiled_copy(flow).to(dtype).train()
+    for bias in (1e30 if dtype == torch.float32 else 1e200, math.nan):
+        for block in twin._blocks:
+            if isinstance(block, InverseBlock):
+                block.net.layers[-1].bias.data[:] = bias
+        with pytest.raises(InverseError):
+            twin(x.to(dtype))
 
 
 def test_an_inverse_is_of_the_weights_as_they_are() -> None:
@@ -523,6 +546,16 @@ def test_where_nothing_can_be_compiled_it_says_why(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("CC", "/there/is/none")
     with pytest.raises(CompileError, match="there is no C compiler"):
         library_of(Fails, torch.float32)
+
+    with monkeypatch.context() as patch:
+
+        def full(**_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        patch.delenv("CC")
+        patch.setattr(compiled.tempfile, "TemporaryDirectory", full)
+        with pytest.raises(CompileError, match=r"kept or loaded: .* No space left"):
+            library_of(Fails, torch.float32)
     flow = ResidualFlow(2, Exact(), blocks=1, width=3, activation="softplus")
     library_of.cache_clear()
     assert "there is no C compiler" in flow.compile_for(CPU)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -124,3 +126,16 @@ def test_state_goes_on_where_it_stopped() -> None:
         results.append([parameter.detach().clone() for parameter in flow.parameters()])
     for a, b in zip(*results, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", [muon, adam])
+def test_all_of_a_kind_may_be_frozen(kind: Callable) -> None:
+    flow = ResidualFlow(2, Exact(), blocks=2, width=8)
+    for name, parameter in flow.named_parameters():
+        parameter.requires_grad_(name.endswith("weight"))
+    before = [parameter.clone() for parameter in flow.parameters()]
+    optimizer = kind(flow, lr=1e-2)
+    flow.train().log_prob(torch.randn(16, 2)).mean().backward()
+    optimizer.step()
+    for old, parameter in zip(before, flow.parameters(), strict=True):
+        assert torch.equal(old, parameter) != parameter.requires_grad

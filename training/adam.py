@@ -35,6 +35,8 @@ class Adam(Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        if not self.parameters:  # all frozen
+            return
         averages, squares, steps = ([kept[name] for kept in self.state] for name in ("exp_avg", "exp_avg_sq", "step"))
         adam(
             self.parameters,

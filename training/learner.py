@@ -65,7 +65,7 @@ class Learner:
         Returns the gradient's norm before it was cut: not finite where any of it is not.
         """
         self.steps += 1
-        # Warm-up: an average over the first tenth of the steps so far forgets the initial weights at once.
+        # Warm-up: an average over the last tenth of the steps so far forgets the initial weights at once.
         decay = min(self.ema_decay, self.steps / (self.steps + 10))
         self._set_numbers([rate * peak for peak in self._peak_rates], 1 - decay)
         return self._move()

@@ -15,8 +15,9 @@ ZERO = torch.zeros(())
 class Activation(nn.Module):
     r"""An elementwise map :math:`\phi: R \to R^m` with a known Lipschitz constant.
 
-    A subclass sets `lipschitz` and `expansion`, and writes `forward`. Writing `value_and_derivative` as well
-    is optional: it saves time, and a test holds it to the derivative that automatic differentiation finds.
+    A subclass writes `forward`, and sets `lipschitz` and `expansion` where they are not 1. Writing
+    `value_and_derivative` as well is optional: it saves time, and a test holds it to the derivative that automatic
+    differentiation finds.
 
     The file is named after its class in lower case; that is the name `flow.activation` accepts.
     """

@@ -13,7 +13,7 @@ class CLipSwish(Activation):
     r""":math:`\phi(x) = [\mathrm{LipSwish}(x), \mathrm{LipSwish}(-x)] / 1.004` (Perugachi-Diaz et al. 2021).
 
     The pair's derivative has a norm of at most 1 and, unlike LipSwish's alone, at least 0.6 everywhere, so a
-    signal is never lost on the flat side (arXiv 2102.02694, section 3.3).
+    signal is never lost on the flat side (arXiv 2102.02694).
     """
 
     expansion = 2

@@ -30,9 +30,10 @@ class ResidualNet(Protocol):
         """All tensors that g is to be differentiated by."""
 
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return g(x), shape (batch, d), and J, shape (batch, d, d). Not needed for `jacobian=vjp`.
+        """Return g(x), shape (batch, d), and J, shape (batch, d, d).
 
-        Nor is `linearize(x)`, which returns g(x) and the map w -> w^T J of shape (batch, k, d): it saves time there.
+        `jacobian=vjp` does without; there `linearize(x)`, if the net has it, saves time: it returns g(x) and the map
+        w -> w^T J of shape (batch, k, d).
         """
 
 

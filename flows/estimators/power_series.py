@@ -128,7 +128,8 @@ class PowerSeries(LogDetEstimator):
             return self._table(None, like.dtype, like.device), None
         largest = int(orders.max())
         if largest > LARGEST_TABLED:
-            return self._made(orders.double(), like.dtype, orders.device), torch.arange(len(orders), device="cpu")
+            values, rows = orders.unique(return_inverse=True)
+            return self._made(values.double(), like.dtype, orders.device), rows
         return self._table((1 << largest.bit_length()) - 1, like.dtype, orders.device), orders
 
     def _table(self, largest: int | None, dtype: torch.dtype, device: torch.device) -> _Coefficients:
