@@ -24,6 +24,7 @@ from plots.samples import draw_samples
 from training import evaluation
 from training.command_line import command
 from training.configuration import choose_device
+from training.density_grid import midpoints
 from training.progress import in_passes
 from training.run_folder import LoadedRun, load_run
 
@@ -89,11 +90,10 @@ def _write_samples(out: Path, run: LoadedRun, settings: Settings) -> None:
 
 def _write_grid(path: Path, run: LoadedRun, side: int) -> None:
     """Write the midpoints of cells over the window, x and y, shapes (side,), and log_prob[y, x], shape (side, side)."""
-    x, y = (torch.linspace(low, high, 2 * side + 1)[1::2] for low, high in run.window)
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    log_q = _log_prob(run, torch.stack([columns, rows], dim=-1).view(-1, 2)).reshape(side, side)
+    points = midpoints(run.window, side)
+    grid, log_q = points.view(side, side, 2).numpy(), _log_prob(run, points).reshape(side, side)
     buffer = io.BytesIO()
-    np.savez(buffer, x=x.numpy(), y=y.numpy(), log_prob=log_q)
+    np.savez(buffer, x=grid[0, :, 0], y=grid[:, 0, 1], log_prob=log_q)
     write_atomically(path, buffer.getvalue())
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window, panels
+from datasets.target import TargetDensity, Window, panels, square, widened
 
 __all__ = ["Checkerboard"]
 
@@ -43,7 +43,7 @@ class Checkerboard(TargetDensity):
         return torch.minimum(x, torch.nextafter((corner + SIDE).float(), torch.tensor(-math.inf)))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x if x.device.type == "mps" else x.double()
+        y = widened(x)
         even, odd = (self._log_share(y, starts) for starts in (EVEN, ODD))  # of x and of y, shape (..., 2)
         return (torch.logaddexp(even.sum(-1), odd.sum(-1)) - math.log(AREA)).to(x.dtype)
 
@@ -71,5 +71,4 @@ class Checkerboard(TargetDensity):
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * (4.25 + 4 * self.noise)) / 2
-        return (-half, half), (-half, half)
+        return square(4.25 + 4 * self.noise)

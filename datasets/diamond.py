@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window
+from datasets.target import TargetDensity, Window, square, widened
 
 __all__ = ["Diamond"]
 
@@ -42,7 +42,7 @@ class Diamond(TargetDensity):
         return (torch.stack([a + b, b - a], dim=1) / math.sqrt(2)).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x if x.device.type == "mps" else x.double()
+        y = widened(x)
         a, b = y.unbind(-1)  # turned back, the coordinates are independent
         return (self._log_prob_along((a - b) / math.sqrt(2)) + self._log_prob_along((a + b) / math.sqrt(2))).to(x.dtype)
 
@@ -62,5 +62,4 @@ class Diamond(TargetDensity):
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * (math.sqrt(2) * BOUND + 3 * self.noise)) / 2
-        return (-half, half), (-half, half)
+        return square(math.sqrt(2) * BOUND + 3 * self.noise)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from arguments import checked
-from datasets.target import Noise, TargetDensity, Window
+from datasets.rings import log_ring
+from datasets.target import Noise, TargetDensity, Window, square, widened
 
 __all__ = ["FourCircles"]
 
@@ -19,8 +20,7 @@ CENTRES = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
 class FourCircles(TargetDensity):
     r"""Four circles of radius 2 and equal mass around :math:`(\pm 1, \pm 1)`, with Gaussian noise.
 
-    As in the code of neural spline flows (Durkan et al. 2019, arXiv 1906.04032, `data/plane.py`). The density of a
-    circle is that of a ring in :class:`~datasets.rings.Rings`.
+    As in the code of neural spline flows (Durkan et al. 2019, arXiv 1906.04032, `data/plane.py`).
 
     Args:
         noise: standard deviation of the noise.
@@ -39,13 +39,11 @@ class FourCircles(TargetDensity):
         return (centre + circle + noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x if x.device.type == "mps" else x.double()
+        y = widened(x)
         r = torch.linalg.vector_norm(y.unsqueeze(-2) - y.new_tensor(CENTRES), dim=-1)
-        variance = self.noise**2
-        log_circle = torch.special.i0e(r * RADIUS / variance).log() - (r - RADIUS) ** 2 / (2 * variance)
-        return (torch.logsumexp(log_circle, dim=-1) - math.log(2 * math.pi * variance * len(CENTRES))).to(x.dtype)
+        log_circle = log_ring(r, RADIUS, self.noise)
+        return (torch.logsumexp(log_circle, dim=-1) - math.log(len(CENTRES))).to(x.dtype)
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * (1 + RADIUS + 4.5 * self.noise)) / 2
-        return (-half, half), (-half, half)
+        return square(1 + RADIUS + 4.5 * self.noise)

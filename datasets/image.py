@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arguments import Range, checked
 from datasets.data_file import DataFile
-from datasets.target import TargetDensity, Window
+from datasets.target import TargetDensity, Window, widened
 
 __all__ = ["Image"]
 
@@ -45,7 +45,7 @@ class Image(DataFile, TargetDensity):
         sha256: digest that the file must have; None for any.
     """
 
-    looks = 10
+    oversampling = 10
 
     @checked
     def __init__(
@@ -109,7 +109,7 @@ class Image(DataFile, TargetDensity):
 
     def _cell(self, x: Tensor) -> Tensor:
         """Column and row of the pixel of each point, shapes (..., 2) to (..., 2)."""
-        y = x if x.device.type == "mps" else x.double()
+        y = widened(x)
         return ((y - self.corner.to(y)) / self.pixel).floor().clamp(-1, 2**20).long()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import checked
-from datasets.target import Noise, TargetDensity, Window, panels
+from datasets.target import Noise, TargetDensity, Window, panels, square, widened
 
 __all__ = ["Moons"]
 
@@ -36,11 +37,11 @@ class Moons(TargetDensity):
         t = math.pi * torch.rand(n, generator=generator, dtype=torch.float64)
         lower = torch.rand(n, generator=generator) < 0.5
         arc = torch.stack([torch.cos(t), torch.sin(t)], dim=1) * RADIUS
-        x = torch.where(lower.unsqueeze(1), torch.tensor(LOWER) - arc, torch.tensor(UPPER) + arc)
+        x = torch.where(lower.unsqueeze(1), arc.new_tensor(LOWER) - arc, arc.new_tensor(UPPER) + arc)
         return (x + 2 * self.noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x if x.device.type == "mps" else x.double()
+        y = widened(x)
         centres = y.new_tensor([UPPER, LOWER])
         offset = (y.unsqueeze(-2) - centres) * y.new_tensor([[1.0], [-1.0]])  # turned, so that both arcs face up
         return (torch.logsumexp(self._log_prob_of_arc(offset), dim=-1) - math.log(2)).to(x.dtype)
@@ -67,6 +68,9 @@ class Moons(TargetDensity):
         return log_integral - (rho - RADIUS) ** 2 / (2 * s**2) - math.log(2 * math.pi**2 * s**2)
 
     def integrate(self) -> tuple[float, float]:
+        return _integrals(self.noise)
+
+    def _integrate(self) -> tuple[float, float]:
         s = 2 * self.noise
         if s > 0.03:
             return super().integrate()
@@ -76,8 +80,13 @@ class Moons(TargetDensity):
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * (3 + 10 * self.noise)) / 2
-        return (-half, half), (-half, half)
+        return square(3 + 10 * self.noise)
+
+
+@functools.cache
+def _integrals(noise: float) -> tuple[float, float]:
+    """Half a second's work, for each run of a sweep."""
+    return Moons(noise)._integrate()
 
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)

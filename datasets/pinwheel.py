@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window
+from datasets.target import TargetDensity, Window, square, widened
 
 __all__ = ["Pinwheel"]
 
@@ -66,7 +66,7 @@ class Pinwheel(TargetDensity):
         return SCALE * torch.stack([r * cos + t * sin, t * cos - r * sin], dim=-1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = (x if x.device.type == "mps" else x.double()).reshape(-1, 2) / SCALE
+        y = widened(x).reshape(-1, 2) / SCALE
         rho, theta = torch.linalg.vector_norm(y, dim=1), torch.atan2(y[:, 1], y[:, 0])
         # Where a circle is bent too little to overtake itself: only the ascending roots, one for each blade.
         folded = RATE * rho * rho.clamp(max=FAR).exp() > 1
@@ -97,8 +97,7 @@ class Pinwheel(TargetDensity):
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * SCALE * (1 + 4.5 * self.radial_noise)) / 2
-        return (-half, half), (-half, half)
+        return square(SCALE * (1 + 4.5 * self.radial_noise))
 
 
 def _roots(rho: Tensor, theta: Tensor, blades: int, most: int, folded: bool) -> Tensor:

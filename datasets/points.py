@@ -41,8 +41,8 @@ class Points(PointTable, Target):
         super().__init__(path, sha256, FEWEST)
         table = self.table
         self.mean, self.std = (torch.from_numpy(figure) for figure in (table.mean(axis=0), table.std(axis=0)))
-        for name, mean, std in zip("xy", self.mean.tolist(), self.std.tolist(), strict=True):
-            if std < 1 / LARGEST:
+        for column, name, mean, std in zip(table.T, "xy", self.mean.tolist(), self.std.tolist(), strict=True):
+            if np.ptp(column) < 1 / LARGEST:
                 raise self.refused(f"all points have the same {name}")
             if abs(mean) > FURTHEST * std:
                 raise self.refused(

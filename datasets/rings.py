@@ -9,16 +9,13 @@ import torch
 from torch import Tensor
 
 from arguments import checked
-from datasets.target import Length, Noise, TargetDensity, Window, panels
+from datasets.target import Length, Noise, TargetDensity, Window, panels, square, widened
 
-__all__ = ["Rings"]
+__all__ = ["Rings", "log_ring"]
 
 
 class Rings(TargetDensity):
     r"""Rings of equal mass around the origin, with Gaussian noise.
-
-    The density of a ring of radius R under noise s at a distance r from the origin is
-    :math:`\frac{1}{2\pi s^2} e^{-(r^2 + R^2) / 2s^2} I_0(rR / s^2)`, with the modified Bessel function.
 
     Args:
         radii: of the rings, before the scaling.
@@ -45,12 +42,10 @@ class Rings(TargetDensity):
         return (self.radii[ring].unsqueeze(1) * circle + noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x if x.device.type == "mps" else x.double()
+        y = widened(x)
         r = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-        R, variance = self.radii.to(y), self.noise**2
-        # i0e(u) = e^-u I_0(u) leaves the exponent -(r - R)^2 / 2 s^2, which does not overflow.
-        log_ring = torch.special.i0e(r * R / variance).log() - (r - R) ** 2 / (2 * variance)
-        return (torch.logsumexp(log_ring, dim=-1) - math.log(2 * math.pi * variance * len(R))).to(x.dtype)
+        R = self.radii.to(y)
+        return (torch.logsumexp(log_ring(r, R, self.noise), dim=-1) - math.log(len(R))).to(x.dtype)
 
     def integrate(self) -> tuple[float, float]:
         cuts = [0.0, *(cut for cut in panels(self.radii.tolist(), self.noise) if cut > 0)]
@@ -58,5 +53,15 @@ class Rings(TargetDensity):
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * (float(self.radii.max()) + 4.5 * self.noise)) / 2
-        return (-half, half), (-half, half)
+        return square(float(self.radii.max()) + 4.5 * self.noise)
+
+
+def log_ring(r: Tensor, R: Tensor | float, noise: float) -> Tensor:
+    r"""The log-density of a ring of radius R under noise s, at a distance r from its centre, in nats.
+
+    The density is :math:`\frac{1}{2\pi s^2} e^{-(r^2 + R^2) / 2s^2} I_0(rR / s^2)`, with the modified Bessel function.
+    """
+    # i0e(u) = e^-u I_0(u) leaves the exponent -(r - R)^2 / 2 s^2, which does not overflow.
+    variance = noise**2
+    bessel = torch.special.i0e(r * R / variance).log()
+    return bessel - (r - R) ** 2 / (2 * variance) - math.log(2 * math.pi * variance)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from arguments import Range, checked
 from datasets.curve import CurveDensity
-from datasets.target import Window
+from datasets.target import Window, square
 
 __all__ = ["SwissRoll"]
 
@@ -45,5 +45,4 @@ class SwissRoll(CurveDensity):
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * ((START + TURNS) / SCALE + 4 * self.noise)) / 2
-        return (-half, half), (-half, half)
+        return square((START + TURNS) / SCALE + 4 * self.noise)

@@ -6,6 +6,7 @@ import abc
 import contextlib
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from arguments import ArgumentError, Range
 
-__all__ = ["Length", "Noise", "Target", "TargetDensity", "Window", "panels"]
+__all__ = ["Length", "Noise", "Target", "TargetDensity", "Window", "panels", "square", "widened"]
 
 Length = Annotated[float, Range(gt=0, le=1e6)]
 """A setting that is a length in the plane."""
@@ -43,8 +44,8 @@ class Target(abc.ABC):
 class TargetDensity(Target):
     """A density on the plane that can be sampled, independently, and evaluated, both exactly."""
 
-    looks: int = 1
-    """Along each side of a cell of a grid that it is drawn on: more, and their mean, where it is finer than a cell."""
+    oversampling: int = 1
+    """Along each side of a cell that it is drawn on: points, whose mean is drawn; more than 1 where it is finer."""
 
     @abc.abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -100,7 +101,7 @@ class TargetDensity(Target):
     def check_noise(noise: float, size: float, name: str = "noise") -> None:
         """Refuse noise that points of this `size`, in float32, cannot show: what is learned would be their rounding."""
         if 0 < noise < (least := size * 2**-22):
-            raise ArgumentError(name, f"at least {least:.2g}, four times the spacing of the points", repr(noise))
+            raise ArgumentError(name, f"at least {least:.2g}, twice the spacing of points in float32", repr(noise))
 
     def _mass_and_entropy(self, x: Tensor) -> Tensor:
         """p and -p ln p, shapes (..., 2) to (..., 2)."""
@@ -119,6 +120,17 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def widened(x: Tensor) -> Tensor:
+    """In float64 where the device has that (Apple's MPS does not)."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def square(half: float) -> Window:
+    """The window that reaches `half`, rounded up to a half, from the origin to each side."""
+    half = math.ceil(2 * half) / 2
+    return (-half, half), (-half, half)
 
 
 def panels(centers: Iterable[float], noise: float, reach: float = 12.0) -> list[float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from arguments import Range, checked
 from datasets.curve import CurveDensity
-from datasets.target import Window
+from datasets.target import Window, square
 
 __all__ = ["TwoSpirals"]
 
@@ -74,5 +74,4 @@ class TwoSpirals(CurveDensity):
 
     @property
     def window(self) -> Window:
-        half = math.ceil(2 * (TURNS / SCALE + 2 * HALF_SIDE + 4 * self.noise)) / 2
-        return (-half, half), (-half, half)
+        return square(TURNS / SCALE + 2 * HALF_SIDE + 4 * self.noise)

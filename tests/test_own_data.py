@@ -68,6 +68,7 @@ class TestPoints:
         ("content", "words"),
         [(b"", "only 0 points|line 1 is|no points"), (b"x,y\n", "no points"), (b"1,2\n3,4", "only 2 points"),
          (b"1,2\n\xff\xfe", "line 2 is not text"), (b"1,2\n" * 30, "all points have the same x"),
+         (b"0.1,1\n0.1,2\n" * 30, "all points have the same x"),
          ("\n".join(f"{i % 3},{1e9 + i}" for i in range(30)).encode(), "y is 1e.09 .* too far from zero")],
     )  # fmt: skip
     def test_a_file_that_is_no_point_cloud_is_refused(self, tmp_path: Path, content: bytes, words: str) -> None:
@@ -181,9 +182,12 @@ class TestRun:
 
     def test_a_finished_run_stays_as_it_is(self, run: Run, table: Path, tmp_path: Path) -> None:
         first = run("train", "data=points", f"data.path={table}", *TINY, "trainer.plots=false", folder=tmp_path / "run")
+        before = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
         again = run("train", f"resume={tmp_path}/run")
         assert again.status == 0, again.err
+        assert "this run is finished and stays as it is" in again.out
         assert f"NLL {first.summary['nll']:.4f} ± " in again.out.splitlines()[-1]
+        assert {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()} == before
 
     @pytest.mark.usefixtures("compiler")
     def test_compiled_it_is_the_same_flow(self, run: Run, table: Path, tmp_path: Path) -> None:

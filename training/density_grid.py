@@ -17,7 +17,7 @@ from datasets.target import Window
 from flows import Flow
 from training.evaluation import log_prob
 
-__all__ = ["DensityGrid", "DrawnTarget", "load_density", "load_target", "save_density", "save_target"]
+__all__ = ["DensityGrid", "DrawnTarget", "load_density", "load_target", "midpoints", "save_density", "save_target"]
 
 SIDE = 100  # points along each side of the window
 TARGET = Path("densities", "target.npz")
@@ -32,15 +32,15 @@ class DensityGrid:
 
     def __init__(self, target: Target, device: torch.device) -> None:
         self.target = target
-        self.points = _midpoints(target.window, SIDE).to(device)
+        self.points = midpoints(target.window, SIDE).to(device)
 
     @functools.cached_property
     def of_target(self) -> np.ndarray:
         """The target's density per unit area, shape (100, 100), the lowest y first; of points, a histogram."""
         if isinstance(self.target, Points):
             return self.target.histogram(SIDE)
-        finer = self.target.looks
-        points = _midpoints(self.target.window, SIDE * finer).double()
+        finer = self.target.oversampling
+        points = midpoints(self.target.window, SIDE * finer).double()
         return self.target.log_prob(points).exp().view(SIDE, finer, SIDE, finer).mean((1, 3)).numpy()
 
     @property
@@ -52,7 +52,7 @@ class DensityGrid:
         return log_prob(flow, self.points).exp().view(SIDE, SIDE).cpu().numpy()
 
 
-def _midpoints(window: Window, side: int) -> Tensor:
+def midpoints(window: Window, side: int) -> Tensor:
     """Of side x side cells that cover `window`, shape (side^2, 2), row by row, the lowest y first."""
     x, y = (torch.linspace(low, high, 2 * side + 1)[1::2] for low, high in window)
     rows, columns = torch.meshgrid(y, x, indexing="ij")
