@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import threading
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ class Job:
         return Clock(self.seconds, self.threads, self.at_once)
 
 
-JOB = {field.name: {"float": float, "int": int, "str": str}[field.type] for field in dataclasses.fields(Job)}
+JOB = typing.get_type_hints(Job)
 RESULTS = ("kl", "kl_stderr", "steps", "torch", "git_commit")  # of summary.json
 
 

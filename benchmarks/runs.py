@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from training.run_folder import load_metrics, load_summary
 
 __all__ = ["digest", "run"]
 
@@ -36,6 +36,4 @@ def run(parent: Path, name: str, overrides: Sequence[str]) -> tuple[list[dict[st
             check=True,
             stdout=subprocess.DEVNULL,
         )
-    with open(folder / "metrics.csv") as file:
-        rows = [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
-    return rows, json.loads((folder / "summary.json").read_text())
+    return load_metrics(folder), load_summary(folder)

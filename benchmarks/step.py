@@ -43,7 +43,7 @@ def batches(size: int, together: int = 64) -> Iterator[Tensor]:
 def our_step(
     blocks: int, width: int, estimator: LogDetEstimator, draw: Callable[[], Tensor], plain: bool
 ) -> Callable[[], None]:
-    """A step of the trainer: with gradient clipping, the weights' average and 5 power iterations, as always."""
+    """A step of the trainer: with gradient clipping, the weights' average and, as normflows, 5 power iterations."""
     flow = ResidualFlow(2, estimator, blocks, width, depth=2, activation="lipswish", coeff=0.98).train()
     if not plain and (reason := flow.compile_for(torch.device("cpu"))):
         raise SystemExit(f"nothing can be compiled here, so only --plain can be measured: {reason}")

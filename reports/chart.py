@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["COLORS", "Series", "chart"]
+__all__ = ["COLORS", "DASHES", "Series", "chart"]
 
 COLORS = 8  # of the style sheet; more series than that are dashed as well
 DASHES = ("", "7 3", "2 3", "9 3 2 3")

@@ -88,14 +88,16 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     return run_command
 
 
-def start(script: str, *arguments: str, cwd: Path) -> subprocess.Popen:
-    """Start a command in a process of its own, as a person would."""
+def start(script: str, *arguments: str, cwd: Path, threads: str | None = "1") -> subprocess.Popen:
+    """Start a command in a process of its own, as a person would; `threads` that it may use, None to leave it open."""
+    ours = ("PYTHONUNBUFFERED", "OMP_NUM_THREADS")
+    environment = {key: value for key, value in os.environ.items() if key not in ours}
     return subprocess.Popen(
         [sys.executable, str(PROJECT / f"{script}.py"), *arguments],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"} | {"OMP_NUM_THREADS": "1"},
+        env=environment | ({} if threads is None else {"OMP_NUM_THREADS": threads}),
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )

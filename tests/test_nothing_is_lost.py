@@ -88,7 +88,7 @@ SYNCED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("sync", [2, 5, 9, 13, 25, 26])
+@pytest.mark.parametrize("sync", [2, 5, 13, 25, 26])
 def test_where_the_disk_is_full_at_any_write(
     run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: int
 ) -> None:
@@ -103,7 +103,7 @@ def test_where_the_disk_is_full_at_any_write(
     monkeypatch.setattr(os, "fsync", fail_once)
     result = run("train", *TINY, folder=folder)
     is_one_line_of(result, "No space left on device", f"go on with: python train.py resume={folder}")
-    files = [path.name.strip(".").removesuffix(".unfinished") for path in synced[: len(SYNCED) * 2 : 2]]
+    files = [path.name.strip(".").removesuffix(f".{os.getpid()}.unfinished") for path in synced[: len(SYNCED) * 2 : 2]]
     assert files == list(SYNCED[: len(files)])
     assert {path.name for path in synced[24:26]} <= {"density.gif"}
     kills.read_all(folder)
@@ -189,6 +189,8 @@ def test_what_differs_is_said(run: Run, whole: Result) -> None:
     result = run("train", f"resume={whole.folder}", "flow.blocks=2", "trainer.epochs=3")
     assert result.status == 0, result.err
     assert "resuming with trainer.epochs=3, which was 2\n" in result.out
+    result = run("train", f"resume={whole.folder}", "experiment=rings_best")
+    assert "; got experiment=rings_best (chosen when a run begins)" in result.err
     result = run("train", f"resume={whole.folder}", "flow.blokcs=2")
     assert "did you mean 'flow.blocks'" in result.err
 
@@ -227,7 +229,7 @@ def test_sampling_while_training_is_of_a_certified_flow(
     watched = run("train", *settings, folder=folder)
     assert watched.status == 0, watched.err
     assert len(seen) == 2
-    assert max(seen) < 0.87**3 + 1e-5
+    assert max(seen) < 0.87**5 + 1e-5
     assert watched.rows == plain.rows  # and to be watched changes nothing
 
 
@@ -262,23 +264,18 @@ def test_a_terminal_changes_nothing(run: Run, whole: Result, tmp_path: Path) -> 
     assert kills.end(folder) == kills.end(whole.folder)
 
 
-def test_a_sweep_changes_nothing(run: Run, tmp_path: Path) -> None:
-    settings = (*TINY, "trainer.plots=false", "trainer.epochs=1")
-    result = run("train", "-m", *settings, "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep")
-    assert result.status == 0, result.err
-    alone, swept = run("train", *settings, "seed=1", folder=tmp_path / "alone"), Result(0, "", "", tmp_path / "sweep/1")
-    assert swept.rows == alone.rows
-    assert swept.summary["config_sha256"] == alone.summary["config_sha256"]
-    for name, weight in alone.checkpoint["learner"]["average"].items():
-        assert torch.equal(swept.checkpoint["learner"]["average"][name], weight)
-
-
 def test_a_summary_says_what_it_was_made_with(whole: Result) -> None:
     summary = whole.summary
     assert (summary["torch"], summary["numpy"]) == (torch.__version__, np.__version__)
     assert summary["python"] == ".".join(map(str, sys.version_info[:3]))
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert summary["git_commit"] == (git.stdout.strip() if git.returncode == 0 else None)
-    assert isinstance(summary["git_dirty"], bool)
+    git = subprocess.run(["git", "status", "--porcelain"], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert summary["git_dirty"] == bool(git.stdout)
     assert (summary["threads"], summary["device"]) == (1, "cpu")
-    assert len(summary["config_sha256"]) == 64
+
+
+def test_the_digest_of_settings_tells_them_apart(run: Run, whole: Result, tmp_path: Path) -> None:
+    other = run("train", *TINY, "seed=1", "trainer.plots=false", folder=tmp_path / "other").summary["config_sha256"]
+    assert len(other) == 64
+    assert other != whole.summary["config_sha256"]

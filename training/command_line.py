@@ -10,6 +10,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,22 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from arguments import ArgumentError, check_arguments, nearest
-from flows.bijection import InverseError
 from training.captured import require_capturable
 from training.configuration import build, build_flow, build_target, check_config, choose_device, load_config
-from training.diagnosis import OUT_OF_MEMORY, ContractionError, NonFiniteError, is_of_memory
+from training.defaults import CONFIGS
+from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
-from training.run_folder import UnwritableError
-from training.sweep import Sweep, combinations
+from training.run_folder import STOPPED
+from training.sweep import Sweep, combinations, what_is_swept
 
 __all__ = ["command"]
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-
 WHERE = ("hydra/launcher", "hydra.launcher")
 """Settings that say where a sweep runs, not what."""
+
+LAUNCHERS = ("joblib", "multiprocessing", "submitit", "ray")
+"""Packages whose errors are of where a sweep ran: a worker that was killed, or took too long."""
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
@@ -72,7 +74,7 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     try:
         if arguments.help:
             with _read_as_far_as_wanted():
-                print(help_page(CONFIGS, config_name, arguments.overrides))
+                print(help_page(config_name, arguments.overrides))
             return
         _refuse_what_nobody_sets(arguments.overrides)
         one_of = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -100,7 +102,7 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         _exit(2, str(error))
     except (HydraException, OmegaConfBaseException) as error:
         _exit(2, " ".join(line.strip() for line in str(error).splitlines() if line.strip()))
-    except (NonFiniteError, ContractionError, InverseError, UnwritableError) as error:
+    except STOPPED as error:
         if isinstance(error.__cause__, BrokenPipeError):
             _leave_standard_output()
         _exit(1, str(error))
@@ -133,15 +135,48 @@ def _prefer_own_configs() -> None:
 def _run_once(task: Task, settings: type, config: DictConfig) -> None:
     """A run in this process, without Hydra's own machinery: nothing is written before all is checked."""
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
+    with _folder_of_its_own(config) as folder:
+        _run(task, settings, _without_hydra(config), folder)
+
+
+def _without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+@contextlib.contextmanager
+def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
+    """The folder of a run. One named by the second is made at once: of two runs begun in a second, the later waits.
+
+    It goes again if nothing is written there while entered.
+    """
     folder = Path(str(config.hydra.run.dir))
-    _run(task, settings, OmegaConf.masked_copy(config, [key for key in config if key != "hydra"]), folder)
+    if "${now:" not in OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]:
+        yield folder
+        return
+    before = None
+    while folder != before:  # as it is where it is named by the day, say: opening it tells whether it is free
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            time.sleep(1)
+            OmegaConf.clear_cache(config)  # which holds the time
+            folder, before = Path(str(config.hydra.run.dir)), folder
+        except OSError:
+            break  # opening it tells why
+        else:
+            break
+    try:
+        yield folder
+    finally:
+        with contextlib.suppress(OSError):
+            os.removedirs(folder)  # as far as they are empty
 
 
 def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.Namespace) -> None:
     """A sweep, or the rest of one: by Hydra's sweeper and launcher, once every run of it has been checked."""
-    resumed = [override.value() for override in _parse(arguments.overrides) if override.key_or_group == "resume"]
-    if resumed:
-        sweep = Sweep.stored(Path(str(resumed[0])))
+    resumed = _folder_to_resume(arguments.overrides)
+    if resumed is not None:
+        sweep = Sweep.stored(resumed)
         overrides = [*sweep.overrides, *_only_where(arguments.overrides)]
     else:
         overrides = arguments.overrides
@@ -152,11 +187,11 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     name, extra_folder = arguments.config_name or config_name, arguments.config_dir
     hydra_config = _compose(name, of_hydra, extra_folder).hydra
     _check_installed(hydra_config)
-    if not resumed:  # what was begun has been checked
+    if resumed is None:  # what was begun has been checked
         compose = functools.partial(_compose, name, extra_folder=extra_folder)
         _check_runs(settings, compose, hydra_config, of_hydra, of_task)
-        elsewhere = [line for line in overrides if not keys[line].startswith((*WHERE, "hydra.sweep.dir"))]
-        sweep = Sweep(Path(hydra_config.sweep.dir), elsewhere)
+        kept = [line for line in overrides if line in of_task or what_is_swept(keys[line])]
+        sweep = Sweep(Path(hydra_config.sweep.dir), kept)
         sweep.create()
 
     def job(config: DictConfig) -> float | None:
@@ -170,8 +205,13 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     extra = ["--config-dir", extra_folder] if extra_folder else []
     sys.argv = [sys.argv[0], "--multirun", *extra, *overrides, f"hydra.sweep.dir='{folder}'"]
     logging.raiseExceptions = False  # what Hydra says of each run may go to a reader who has left
-    with sweep.stopped_by_signals():
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
+    try:
+        with sweep.stopped_by_signals():
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in LAUNCHERS:
+            raise
+        _exit(1, " ".join(f"{type(error).__name__}: {error}; {sweep.how_to_go_on('short')}".split()))
     sweep.report()
 
 
@@ -198,7 +238,7 @@ def _check_runs(
     ):
         config = compose(overrides=[*of_hydra, *combination])
         HydraConfig.instance().set_config(config)
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        config = _without_hydra(config)
         values = _check(settings, config)
         device = choose_device(values.device) if here else None  # a cluster's machines have devices of their own
         if (target := OmegaConf.to_yaml(config.data)) not in targets:
@@ -289,8 +329,11 @@ def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> D
         if key not in known and not key.startswith("hydra.") and not (CONFIGS / key).is_dir():
             got = f"{override.input_line!r}{nearest(key, known)}"
             raise ArgumentError(key, "nothing: there is no such setting", got)
+        if key not in config.choices and (CONFIGS / key).is_dir():  # which of its files was chosen is not in the run
+            refused.append(f"{key}={value} (chosen when a run begins)")
+            continue
         stored = config.choices[key] if key in config.choices else OmegaConf.select(config, key)
-        if value == stored:
+        if value == stored or (key == "data.path" and str(Path(str(value)).resolve()) == stored):
             continue
         if key in resumable:
             OmegaConf.update(config, key, value)

@@ -21,6 +21,7 @@ from atomic import write_atomically
 from datasets import Points, Target, TargetDensity
 from flows import Flow
 from flows.standardize import Standardize
+from training.diagnosis import is_of_memory
 from training.learner import POWER_ITERATIONS
 
 __all__ = ["build", "build_flow", "build_target", "check_config", "choose_device", "load_config", "save_config"]
@@ -57,7 +58,8 @@ def _check_node(path: str, node: dict[str, Any]) -> None:
         target = _find_target(f"{path}._target_", HOMES.get(group), node["_target_"])
         check_arguments(target, {key: value for key, value in node.items() if not key.startswith("_")}, f"{path}.")
     for key, value in node.items():
-        if key.startswith("_") and key != "_target_" and (key, value, group in WAITING) != ("_partial_", True, True):
+        waits = key == "_partial_" and value is True and group in WAITING
+        if key.startswith("_") and key != "_target_" and not waits:
             raise ArgumentError(f"{path}.{key}", "nothing: arguments are given by name", repr(value))
         built = isinstance(value, dict) and "_target_" in value
         if not built and (isinstance(value, dict) or ("_target_" in node and key in HOMES)):
@@ -74,7 +76,9 @@ def _holds_mapping(value: Any) -> bool:
 
 def _find_target(setting: str, home: str | None, name: Any) -> Callable[..., Any]:
     """Import what a `_target_` names: a public class or function defined in `home`, a module or package, or below."""
-    accepts = f"a class or function of {home}, as package.module.name" if home else "nothing: no class is expected here"
+    accepts = "nothing: no class is expected here"
+    if home is not None:
+        accepts = f"a class or function of {home}, as package.module.name, in its module's __all__"
     error = ArgumentError(setting, accepts, repr(name))
     module_name, _, attribute = str(name).rpartition(".")
     if home is None or not f"{module_name}.".startswith(f"{home}."):
@@ -85,7 +89,7 @@ def _find_target(setting: str, home: str | None, name: Any) -> Callable[..., Any
         raise error from None
     # What a module merely imports, such as torch's own loader, is not the project's.
     target = getattr(module, attribute, None)
-    public = attribute in module.__all__ and getattr(target, "__module__", None) == module_name
+    public = attribute in getattr(module, "__all__", ()) and getattr(target, "__module__", None) == module_name
     if not public or not callable(target) or inspect.isabstract(target):
         raise error
     return target
@@ -100,9 +104,12 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     try:
         made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
     except InstantiationException as error:
-        if isinstance(refusal := error.__cause__, ArgumentError):
-            name = ".".join(filter(None, (node._get_full_key(None), refusal.name)))  # of the whole node, without one
-            raise ArgumentError(name, refusal.accepts, refusal.got) from None
+        cause = error.__cause__
+        if isinstance(cause, ArgumentError):
+            name = ".".join(filter(None, (node._get_full_key(None), cause.name)))  # of the whole node, without one
+            raise ArgumentError(name, cause.accepts, cause.got) from None
+        if cause is not None and is_of_memory(cause):
+            raise cause from None
         raise
     return functools.partial(made, **arguments) if node.get("_partial_") else made
 

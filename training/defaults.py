@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["changed_settings", "choices_of", "recipe"]
+__all__ = ["CONFIGS", "changed_settings", "choices_of", "recipe"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 

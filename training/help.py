@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from training.defaults import choices_of, recipe
+from training.defaults import CONFIGS, choices_of, recipe
 
 __all__ = ["help_page"]
 
@@ -27,23 +27,22 @@ SETTING = re.compile(r"(\w+): (.*?) +# (.+)")
 DEFAULT = re.compile(r"  - (\w+): (\S+) *#? *(.*)")
 
 
-def help_page(configs: Path, config_name: str, overrides: Iterable[str] = ()) -> str:
+def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
     """The page of a command.
 
     Args:
-        configs: the folder of configs.
         config_name: the command's own.
         overrides: what else was typed: the settings of the choices among them are shown, `flow=iresnet --help`.
     """
-    path = configs / f"{config_name}.yaml"
+    path = CONFIGS / f"{config_name}.yaml"
     texts = yaml.safe_load(path.read_text())["hydra"]["help"]
     typed = dict(item.split("=", 1) for item in overrides if "=" in item)
-    groups = [group for group in _matches(DEFAULT, path) if (configs / group.name).is_dir()]
+    groups = [group for group in _matches(DEFAULT, path) if (CONFIGS / group.name).is_dir()]
     lines = [texts["header"].rstrip(), ""]
     if groups:
         lines.append("Groups, and their choices (the default first):")
         for group in groups:
-            names = [file.relative_to(configs / group.name) for file in (configs / group.name).rglob("*.yaml")]
+            names = [file.relative_to(CONFIGS / group.name) for file in (CONFIGS / group.name).rglob("*.yaml")]
             others = sorted(name for name in (str(file.with_suffix("")) for file in names) if name != group.value)
             first = [] if group.value == "null" else [group.value]
             lines += _entry(group.name, ", ".join([*first, *others]), group.comment)
@@ -57,7 +56,7 @@ def help_page(configs: Path, config_name: str, overrides: Iterable[str] = ()) ->
         lines += ["", f"set by experiment={typed['experiment']}:"]
         lines += [f"  {name}={value}" for name, value in changed.items()]
     for group in groups:
-        file = configs / group.name / f"{chosen[group.name]}.yaml"
+        file = CONFIGS / group.name / f"{chosen[group.name]}.yaml"
         if file.is_file() and group.name != "experiment":
             lines += ["", f"of {group.name}={file.stem}:"]
             for setting in _matches(SETTING, file):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import html
 import math
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from reports.chart import COLORS, DASHES, Series, chart
 from reports.page import embedded, page, picture, table, tiles
 from training.configuration import load_config
 from training.defaults import changed_settings
-from training.run_folder import load_summary
+from training.run_folder import load_metrics, load_summary
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 __all__ = ["write_run_report", "write_sweep_report"]
@@ -30,6 +29,8 @@ CURVES = (
 )
 AXES = (("step", "by-step", "step"), ("seconds", "by-time", "seconds"))
 VERSIONS = ("python", "torch", "numpy", "git_commit", "git_dirty", "device", "threads", "config_sha256")
+SHOWN = {"nll": "NLL, nats", "lipschitz": "Lipschitz", "seconds": "seconds"}
+"""Figures of a sweep's table, beside the KL."""
 AXIS_CHOICE = (
     '<p class="axis-choice soft">against <label><input type="radio" name="axis" id="by-step" checked>steps</label>'
     '<label><input type="radio" name="axis" id="by-time">time</label></p>'
@@ -63,7 +64,7 @@ def write_run_report(run: Path) -> None:
         picture(run / "transport.gif", "samples carried from the base to the data"),
         picture(run / "plots" / f"epoch_{summary['epochs']:04d}.png", "the last epoch", wide=True),
         "</div>",
-        *_curves([(0, "", _metrics(run))]),
+        *_curves([(0, "", load_metrics(run))]),
         *_settings(config, summary),
     ]
     title = f"{summary['flow']} on {summary['data']}, seed {summary['seed']}"
@@ -81,7 +82,9 @@ def write_sweep_report(sweep: Path) -> None:
         "</div>",
         "<h2>Runs</h2>",
         _runs_table(rows, told_apart),
-        *_curves([(row.number, " ".join(in_words(told)), _metrics(row.folder)) for row, told in zip(rows, told_apart)]),
+        *_curves(
+            [(row.number, " ".join(in_words(told)), load_metrics(row.folder)) for row, told in zip(rows, told_apart)]
+        ),
     ]
     if ended:
         shared = [changed_settings(load_config(row.folder, "resume")) for row in ended]
@@ -95,15 +98,6 @@ def write_sweep_report(sweep: Path) -> None:
 
 def _write(folder: Path, text: str) -> None:
     write_atomically(folder / "report.html", text.encode())
-
-
-def _metrics(run: Path) -> list[dict[str, float]]:
-    """The rows of metrics.csv; an empty field is not a number."""
-    try:
-        with open(run / "metrics.csv", newline="") as file:
-            return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
-    except FileNotFoundError:  # the run ended before its first epoch did
-        return []
 
 
 def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:
@@ -141,7 +135,7 @@ def _swatch(number: int) -> str:
 def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
     """The runs, the best first by `SweepRow.rank`; a click on a column's head sorts by it."""
     keys = list(told_apart[0]) if rows else []
-    names = ["run", "learned", "KL, nats", *keys, "NLL, nats", "Lipschitz", "seconds"]
+    names = ["run", "learned", "KL, nats", *keys, *SHOWN.values()]
     if failed := any(row.error is not None for row in rows):
         names.append("error")
     heads = (f"<th{'' if name == 'learned' else ' data-sort'}>{html.escape(name)}</th>" for name in names)
@@ -162,9 +156,6 @@ def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
         f'<div class="scroll"><table class="sortable"><thead><tr>{"".join(heads)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
-
-
-SHOWN = ("nll", "lipschitz", "seconds")
 
 
 def _cell(text: str, value: float | None) -> str:

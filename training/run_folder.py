@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -23,22 +24,37 @@ from atomic import remove_unfinished
 from datasets.points import window_of
 from datasets.target import Window
 from flows import Flow
+from flows.bijection import InverseError
 from flows.lipschitz import LipschitzLinear
 from flows.precision import evaluation_device
 from flows.standardize import Standardize
 from training.checkpoint import belonging_together, load_checkpoint
 from training.configuration import build, build_flow, check_config, load_config
+from training.diagnosis import ContractionError, NonFiniteError
 
 try:
     import fcntl
 except ImportError:  # not on Windows, where a folder is not held
     fcntl = None
 
-__all__ = ["LoadedRun", "UnwritableError", "describe", "load_run", "load_summary", "open_folder"]
+__all__ = [
+    "STOPPED",
+    "LoadedRun",
+    "UnwritableError",
+    "describe",
+    "load_metrics",
+    "load_run",
+    "load_summary",
+    "open_folder",
+]
 
 
 class UnwritableError(RuntimeError):
     """A file of the run could not be written: a full disk, say. What is in the folder is whole."""
+
+
+STOPPED = (NonFiniteError, ContractionError, InverseError, UnwritableError)
+"""What ends a run that began: the message says all, in one line."""
 
 
 @contextlib.contextmanager
@@ -87,7 +103,6 @@ def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
         "optimizer": config.choices.optimizer,
         "seed": config.seed,
         "device": str(device),
-        "threads": torch.get_num_threads(),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
@@ -105,6 +120,15 @@ def _git(*arguments: str) -> str | None:
     except FileNotFoundError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def load_metrics(folder: Path) -> list[dict[str, float]]:
+    """The rows of metrics.csv, an empty field as not a number; none where the run ended before its first epoch did."""
+    try:
+        with open(folder / "metrics.csv", newline="") as file:
+            return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
+    except FileNotFoundError:
+        return []
 
 
 def load_summary(folder: Path) -> dict[str, Any]:

@@ -23,20 +23,17 @@ from omegaconf import DictConfig
 
 from arguments import ArgumentError
 from atomic import write_atomically
-from flows.bijection import InverseError
 from training.configuration import load_config
-from training.diagnosis import OUT_OF_MEMORY, ContractionError, NonFiniteError, is_of_memory
+from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.interruption import SIGPIPE, Interrupted
 from training.report import write_sweep_report
-from training.run_folder import UnwritableError, load_summary
-from training.sweep_table import SweepRow, read_rows, write_table
+from training.run_folder import STOPPED, UnwritableError, load_summary
+from training.sweep_table import SWEEP, SweepRow, read_rows, write_table
 
-__all__ = ["Sweep", "SweepCallback", "combinations"]
+__all__ = ["Sweep", "SweepCallback", "combinations", "what_is_swept"]
 
-FILE = "sweep.json"
-STORED = ("hydra/sweeper", "hydra.sweeper.", "hydra.sweep.")  # all of Hydra's that a file may set
 FOREIGN = ("_target_", "custom_search_space")
-EXPECTED = (ArgumentError, ContractionError, InverseError, NonFiniteError, UnwritableError)
+EXPECTED = (ArgumentError, *STOPPED)
 """Errors that say all in their one line."""
 
 
@@ -99,9 +96,9 @@ class Sweep:
         Raises:
             ArgumentError: there is none in `folder`.
         """
-        accepts = f"a folder written by train.py -m, with its {FILE}"
+        accepts = f"a folder written by train.py -m, with its {SWEEP}"
         try:
-            overrides = json.loads((folder / FILE).read_text())["overrides"]
+            overrides = json.loads((folder / SWEEP).read_text())["overrides"]
             # A file may come from anyone: it may choose settings, not name code to run.
             foreign = [
                 item.input_line for item in OverridesParser.create().parse_overrides(overrides) if _foreign(item)
@@ -109,7 +106,7 @@ class Sweep:
         except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException) as error:
             raise ArgumentError("resume", accepts, f"'{folder}'") from error
         if foreign:
-            raise ArgumentError("resume", accepts, f"'{folder}', whose {FILE} speaks of {foreign[0]}")
+            raise ArgumentError("resume", accepts, f"'{folder}', whose {SWEEP} speaks of {foreign[0]}")
         return cls(folder, overrides)
 
     def create(self) -> None:
@@ -118,13 +115,13 @@ class Sweep:
         Raises:
             ArgumentError: another sweep is there, or the folder cannot be written.
         """
-        if (self.folder / FILE).exists():
-            accepts = f"a folder without a sweep (or go on with -m resume={self.folder})"
-            raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}'")
+        path, content = self.folder / SWEEP, json.dumps({"overrides": self.overrides}, indent=2) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            content = json.dumps({"overrides": self.overrides}, indent=2) + "\n"
-            write_atomically(self.folder / FILE, content.encode())
+            if path.exists():
+                accepts = f"a folder without a sweep (or go on with -m resume={self.folder})"
+                raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}'")
+            write_atomically(path, content.encode())
         except OSError as error:
             accepts = "a folder that can be written"
             raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}': {error.strerror}") from error
@@ -143,7 +140,7 @@ class Sweep:
             try:
                 row.write()
             except OSError as error:
-                raise UnwritableError(f"{self._how_to_go_on('before a run')} ({error})") from error
+                raise UnwritableError(f"{self.how_to_go_on('before a run')} ({error})") from error
         elif row.overrides != overrides:
             got = f"'{folder}', which is of {' '.join(row.overrides)} where {' '.join(overrides)} should be"
             raise ArgumentError("resume", "a sweep that runs as it did before", got)
@@ -157,10 +154,10 @@ class Sweep:
         try:
             return run(config, folder)
         except Interrupted as stop:
-            raise Interrupted(stop.number, self._how_to_go_on(f"in run {row.number}")) from None
+            raise Interrupted(stop.number, self.how_to_go_on(f"in run {row.number}")) from None
         except (UnwritableError, BrokenPipeError) as error:
             if BrokenPipeError in (type(error), type(error.__cause__)):  # nobody reads what the next would say either
-                raise Interrupted(SIGPIPE, self._how_to_go_on(f"in run {row.number}")) from error
+                raise Interrupted(SIGPIPE, self.how_to_go_on(f"in run {row.number}")) from error
             raise
 
     @contextlib.contextmanager
@@ -168,7 +165,7 @@ class Sweep:
         """While entered, a signal that meets no run at work ends the sweep at once. Nothing is lost by that."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            raise Interrupted(number, self._how_to_go_on("between runs"))
+            raise Interrupted(number, self.how_to_go_on("between runs"))
 
         previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -177,7 +174,8 @@ class Sweep:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def _how_to_go_on(self, where: str) -> str:
+    def how_to_go_on(self, where: str) -> str:
+        """To be said of a sweep that ended before all its runs did."""
         return f"stopped {where}, all saved; go on with: python train.py -m resume={self.folder}"
 
     def report(self) -> None:
@@ -197,15 +195,24 @@ class Sweep:
         if failed:
             print(f"{failed} of {len(rows)} runs failed: see the last rows of summary.csv", file=sys.stderr)
         if lost := sum(1 for row in rows if not row.ended):
-            print(f"{lost} of {len(rows)} runs have no result; {self._how_to_go_on('short')}", file=sys.stderr)
+            print(f"{lost} of {len(rows)} runs have no result; {self.how_to_go_on('short')}", file=sys.stderr)
         if failed or lost:
             raise SystemExit(1)
+
+
+def what_is_swept(key: str) -> bool:
+    """Whether a setting of Hydra's says what is searched, and what the runs' folders are called.
+
+    All else of Hydra's is of one sitting, and a sweep.json that sets it is refused: it could run code.
+    """
+    names = ("hydra.sweep.subdir", "hydra.job.name", "hydra.job.config.override_dirname.")
+    return key.startswith(("hydra/sweeper", "hydra.sweeper.", *names))
 
 
 def _foreign(override: Override) -> bool:
     """Whether it could make Hydra build or run something, rather than choose a setting."""
     key, line = override.key_or_group, override.input_line
-    if key.startswith("hydra") and (not key.startswith(STORED) or "{" in line):
+    if key.startswith("hydra") and (not what_is_swept(key) or (key.startswith("hydra.sweeper") and "{" in line)):
         return True
     return any(word in line for word in FOREIGN)
 

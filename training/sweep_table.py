@@ -20,9 +20,10 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-__all__ = ["SweepRow", "differences", "in_words", "read_rows", "write_table"]
+__all__ = ["SWEEP", "SweepRow", "differences", "in_words", "read_rows", "write_table"]
 
 FILE = "row.json"
+SWEEP = "sweep.json"  # in the folder of a sweep: what was typed for it
 GROUPS = ("flow", "data", "estimator", "optimizer", "experiment", "trainer")
 """Settings whose values say by themselves what they are of."""
 FIRST_COLUMNS = ("kl", "kl_stderr", "nll", "lipschitz", "inverse_error", "seconds", "parameters")
@@ -96,8 +97,10 @@ class SweepRow:
 
 
 def read_rows(sweep: Path) -> list[SweepRow]:
-    """The rows of all runs that have begun, by number."""
-    rows = (SweepRow.read(path.parent) for path in sweep.rglob(FILE))
+    """The rows of all runs that have begun, by number; those of sweeps in folders within are not its own."""
+    others = [path.parent for path in sweep.rglob(f"*/{SWEEP}")]
+    paths = (path for path in sweep.rglob(FILE) if not any(other in path.parents for other in others))
+    rows = (SweepRow.read(path.parent) for path in paths)
     return sorted((row for row in rows if row is not None), key=lambda row: row.number)
 
 

@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -40,9 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer"]
 
-# How often the loss is looked at: reading it makes the host wait, which costs nothing on a CPU alone.
-STEPS_BETWEEN_CHECKS = {"cpu": 1}
-STEPS_BETWEEN_CHECKS_ELSEWHERE = 50
+# How often the loss is looked at, except on a CPU, which has it at once: elsewhere reading it makes the host wait.
+STEPS_BETWEEN_CHECKS = 50
 
 # How often the Lipschitz bound that training steps work with is held against exact singular values, which take about
 # as long as half a step. Where it is broken, spectral norms are made exact, and power iterations doubled from there.
@@ -160,6 +160,9 @@ class Trainer:
             elif self.device.type == "mps" and "mps" in state["random_state"]:
                 torch.mps.set_rng_state(state["random_state"]["mps"])
             self.learner.power_iterations = self.power_iterations << self.progress.repairs
+            # Sums are made in parts, one for each thread; a launcher may have given the run fewer than there are now.
+            if 1 <= state.get("threads", 0) <= (os.cpu_count() or 1):
+                torch.set_num_threads(state["threads"])
             # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
             if self.plots:
                 self.pictures.rewind(state["density_gif"])
@@ -215,8 +218,7 @@ class Trainer:
                     nll = "" if row["kl"] is None else f"   NLL {row['nll']:.4f}"
                     bar.write(
                         f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{nll}   "
-                        f"{headline}   {row['seconds']:.0f} s",
-                        file=sys.stdout,
+                        f"{headline}   {row['seconds']:.0f} s"
                     )
                     self._stop_if(interruption)
             evaluation = self._finish()
@@ -225,7 +227,7 @@ class Trainer:
 
     def _train_epoch(self, bar: tqdm, interruption: Interruption) -> None:
         """Take the steps that are left of the epoch; fewer, if time runs out or a signal comes."""
-        progress, every = self.progress, STEPS_BETWEEN_CHECKS.get(self.device.type, STEPS_BETWEEN_CHECKS_ELSEWHERE)
+        progress, every = self.progress, 1 if self.device.type == "cpu" else STEPS_BETWEEN_CHECKS
         # The whole epoch's data at once, from the seed and the epoch alone: a resumed epoch has the same.
         generator = _generator(self.seed, progress.epoch + 1)
         points = self.target.sample(self.steps_per_epoch * self.batch_size, generator)
@@ -285,6 +287,7 @@ class Trainer:
         evaluation = self._evaluate(self.held_out)
         summary = {
             **self.about,
+            "threads": torch.get_num_threads(),
             "parameters": sum(parameter.numel() for parameter in self.learner.flow.parameters()),
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
@@ -416,6 +419,7 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "progress": asdict(self.progress),
             "random_state": random_state,
+            "threads": torch.get_num_threads(),
             "density_gif": self.pictures.gif_length if self.plots and self.progress.epoch > 0 else 0,
         }
         save_checkpoint(self.folder / "checkpoint.pt", state)
