@@ -1,7 +1,7 @@
 """Many short trainings at three times the default learning rate: `python -m tests.seeds 50`, or in parts, `5 0`, `5 5`.
 
-Every seed on five densities with both flows. Each model must be certified at every evaluation, and every figure a
-number, or the run must have stopped and said why.
+Every seed on five densities with the four flows of this project. Each model must be certified at every evaluation, and
+every figure a number, or the run must have stopped and said why.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ def test_the_inverse_and_the_log_det(flow: Flow) -> None:
 
 
 def test_its_density_integrates_to_one(flow: Flow) -> None:
-    side = torch.linspace(-8, 8, 201)
+    side = torch.linspace(-8, 8, 101)
     grid = torch.cartesian_prod(side, side)
     with torch.no_grad():
         mass = flow.log_prob(grid).double().exp().sum() * (side[1] - side[0]) ** 2
@@ -51,12 +51,13 @@ def test_its_density_integrates_to_one(flow: Flow) -> None:
 def test_the_same_commands(run: Run, tmp_path: Path, name: str) -> None:
     settings = [setting for setting in TINY if not setting.startswith(("flow.", "estimator."))]
     small = [f"flow={name}", "flow.width=8", "flow.depth=1", *settings]
-    whole = run("train", *small, "trainer.epochs=2", folder=tmp_path / "whole")
+    whole = run("train", *small, "trainer.epochs=1", f"trainer.plots={name == 'nsf'}", folder=tmp_path / "whole")
     assert whole.status == 0, whole.err
     assert whole.summary["estimator"] is None
     assert whole.summary["logdet_std"] == 0
-    assert {"density.gif", "transport.gif", "report.html"} <= {path.name for path in whole.folder.iterdir()}
-    longer = run("train", f"resume={whole.folder}", "trainer.epochs=3")
+    files = {path.name for path in whole.folder.iterdir()}
+    assert ("report.html" in files, {"density.gif", "transport.gif"} <= files) == (True, name == "nsf")
+    longer = run("train", f"resume={whole.folder}", "trainer.epochs=2")
     assert longer.status == 0, longer.err
     sampled = run("sample", f"run={whole.folder}", "n=10")
     assert sampled.status == 0, sampled.err

@@ -85,7 +85,8 @@ def test_changed_settings_are_those_that_differ_from_what_was_chosen(
     run: Callable[..., Result], tmp_path: Path
 ) -> None:
     choices = ("flow=iresnet", "optimizer=adam", "optimizer.lr=7e-3", "flow.width=64", "seed=2", "flow.coeff=0.9")
-    run("train", *choices, "device=cpu", "trainer.epochs=1", "trainer.steps_per_epoch=1", folder=tmp_path / "run")
+    short = ("trainer.epochs=1", "trainer.steps_per_epoch=1", "trainer.held_out=500", "trainer.plots=false")
+    run("train", *choices, "device=cpu", *short, folder=tmp_path / "run")
     assert changed_settings(load_config(tmp_path / "run", "run")) == {
         "flow": ("iresnet", "resflow"),
         "optimizer": ("adam", "muon"),
@@ -94,6 +95,8 @@ def test_changed_settings_are_those_that_differ_from_what_was_chosen(
         "flow.coeff": (0.9, 0.88),
         "trainer.epochs": (1, 10),
         "trainer.steps_per_epoch": (1, 480),
+        "trainer.held_out": (500, 100000),
+        "trainer.plots": (False, True),
     }
 
 

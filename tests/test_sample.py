@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,16 @@ from training.run_folder import load_run
 Run = Callable[..., Result]
 
 
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("trained") / "run"
+
+
 @pytest.fixture
-def trained(run: Run, tmp_path: Path) -> Path:
-    assert run("train", *TINY, "trainer.plots=false", folder=tmp_path / "run").status == 0
-    return tmp_path / "run"
+def trained(run: Run, made_once: Path, tmp_path: Path) -> Path:
+    if not made_once.exists():
+        assert run("train", *TINY, "trainer.plots=false", folder=made_once).status == 0
+    return shutil.copytree(made_once, tmp_path / "run")
 
 
 def test_samples_and_their_log_density(run: Run, trained: Path) -> None:
