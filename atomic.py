@@ -15,7 +15,7 @@ UNFINISHED = ".unfinished"  # how the names end of files that are being written
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Make `data` the content of `path`, at once: a reader sees the old file or the new one, never a part of either.
 
-    A process that is killed in the middle leaves a hidden file beside `path`, which `remove_unfinished` removes.
+    A process that is killed in the middle leaves a hidden file beside `path`: see `remove_unfinished`.
 
     Raises:
         OSError: names `path`, which is then what it was.

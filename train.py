@@ -24,7 +24,7 @@ from training.configuration import build, build_flow, build_target, choose_devic
 from training.report import write_run_report
 from training.run_folder import describe, load_summary, open_folder
 
-RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "trainer.cuda_graph", "device")
+RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "trainer.cuda_graph", "device", "threads")
 """What may change with `resume=`."""
 
 
@@ -42,8 +42,9 @@ class Settings:
 def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     """Train as `config` says, in `folder`; return KL(target || model) in nats; of one's own points, the NLL."""
     device = choose_device(settings.device)
-    if settings.threads is not None:
-        torch.set_num_threads(settings.threads)
+    if settings.threads is None:  # a launcher may give the run fewer than a later sitting has
+        config.threads = torch.get_num_threads()
+    torch.set_num_threads(config.threads)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # its streams are what CUDA graphs are captured on
     torch.manual_seed(settings.seed)

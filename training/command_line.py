@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
@@ -133,7 +134,7 @@ def _prefer_own_configs() -> None:
 
 
 def _run_once(task: Task, settings: type, config: DictConfig) -> None:
-    """A run in this process, without Hydra's own machinery: nothing is written before all is checked."""
+    """A run in this process, without Hydra's own machinery: of one that is refused nothing stays."""
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
     with _folder_of_its_own(config) as folder:
         _run(task, settings, _without_hydra(config), folder)
@@ -153,8 +154,9 @@ def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
     if "${now:" not in OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]:
         yield folder
         return
-    before = None
+    before, made = None, []
     while folder != before:  # as it is where it is named by the day, say: opening it tells whether it is free
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -164,12 +166,14 @@ def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
         except OSError:
             break  # opening it tells why
         else:
+            made = missing
             break
     try:
         yield folder
     finally:
-        with contextlib.suppress(OSError):
-            os.removedirs(folder)  # as far as they are empty
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()  # where it is empty
 
 
 def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.Namespace) -> None:
@@ -211,7 +215,8 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in LAUNCHERS:
             raise
-        _exit(1, " ".join(f"{type(error).__name__}: {error}; {sweep.how_to_go_on('short')}".split()))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        _exit(1, f"the launcher gave up: {reason}; go on with: python train.py -m resume={sweep.folder}")
     sweep.report()
 
 
@@ -292,7 +297,11 @@ def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
     if hasattr(sys.stdout, "reconfigure"):  # a file or a pipe is to have each line at once, as a terminal does
         sys.stdout.reconfigure(line_buffering=True)
-    return task(config, _check(settings, config), folder)
+    threads = torch.get_num_threads()
+    try:
+        return task(config, _check(settings, config), folder)
+    finally:
+        torch.set_num_threads(threads)  # the next run of a sweep is not to have those of this one
 
 
 def _check(settings: type, config: DictConfig) -> Any:
@@ -330,6 +339,8 @@ def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> D
             got = f"{override.input_line!r}{nearest(key, known)}"
             raise ArgumentError(key, "nothing: there is no such setting", got)
         if key not in config.choices and (CONFIGS / key).is_dir():  # which of its files was chosen is not in the run
+            if value is None and OmegaConf.select(config, key) is None:
+                continue
             refused.append(f"{key}={value} (chosen when a run begins)")
             continue
         stored = config.choices[key] if key in config.choices else OmegaConf.select(config, key)
@@ -357,6 +368,8 @@ def _refuse_what_nobody_sets(overrides: list[str]) -> None:
         key, line = override.key_or_group, override.input_line
         if key == "hydra" or key.startswith("hydra.callbacks"):
             raise ArgumentError(key, "nothing", repr(line))
+        if key.startswith("hydra.") and isinstance(override.value(), dict):
+            raise ArgumentError(key, "nothing: set what is in it one by one", repr(line))
         if key == "choices" or key.startswith("choices."):
             raise ArgumentError(key, f"nothing: choose with {key.rpartition('.')[2]}=...", repr(line))
         if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):

@@ -43,7 +43,7 @@ def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
     changed = {key: (value, choices[key]) for key, value in config.choices.items() if value != choices[key]}
     for key, node in config.items():
         if not isinstance(node, DictConfig):
-            if key != "resume" and node != primary.get(key):
+            if key not in ("resume", "threads") and node != primary.get(key):
                 changed[key] = (node, primary.get(key))
         elif key != "choices":
             defaults = _load(CONFIGS / key / f"{config.choices.get(key, choices.get(key))}.yaml")

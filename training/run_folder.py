@@ -103,6 +103,7 @@ def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
         "optimizer": config.choices.optimizer,
         "seed": config.seed,
         "device": str(device),
+        "threads": torch.get_num_threads(),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),

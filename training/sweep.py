@@ -118,9 +118,11 @@ class Sweep:
         path, content = self.folder / SWEEP, json.dumps({"overrides": self.overrides}, indent=2) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if path.exists():
+            try:
+                path.touch(exist_ok=False)  # of two that begin at once, one does
+            except FileExistsError:
                 accepts = f"a folder without a sweep (or go on with -m resume={self.folder})"
-                raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}'")
+                raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}'") from None
             write_atomically(path, content.encode())
         except OSError as error:
             accepts = "a folder that can be written"

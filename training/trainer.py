@@ -8,7 +8,6 @@ import functools
 import io
 import json
 import math
-import os
 import sys
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -160,9 +159,6 @@ class Trainer:
             elif self.device.type == "mps" and "mps" in state["random_state"]:
                 torch.mps.set_rng_state(state["random_state"]["mps"])
             self.learner.power_iterations = self.power_iterations << self.progress.repairs
-            # Sums are made in parts, one for each thread; a launcher may have given the run fewer than there are now.
-            if 1 <= state.get("threads", 0) <= (os.cpu_count() or 1):
-                torch.set_num_threads(state["threads"])
             # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
             if self.plots:
                 self.pictures.rewind(state["density_gif"])
@@ -287,7 +283,6 @@ class Trainer:
         evaluation = self._evaluate(self.held_out)
         summary = {
             **self.about,
-            "threads": torch.get_num_threads(),
             "parameters": sum(parameter.numel() for parameter in self.learner.flow.parameters()),
             "epochs": self.progress.epoch,
             "steps": self.progress.step,
@@ -419,7 +414,6 @@ class Trainer:
             "learner": self.learner.state_dict(),
             "progress": asdict(self.progress),
             "random_state": random_state,
-            "threads": torch.get_num_threads(),
             "density_gif": self.pictures.gif_length if self.plots and self.progress.epoch > 0 else 0,
         }
         save_checkpoint(self.folder / "checkpoint.pt", state)
