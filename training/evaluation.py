@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets import Points, Target
 from flows import Flow
+from flows.estimators import Exact
 from flows.precision import widened
 from training.progress import in_passes
 
@@ -114,6 +115,7 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int) -> Evaluation:
         seed: of the estimator's noise, so that the figures are the same whenever they are computed.
     """
     device, parts, bounds = held_out.x.device, [], []
+    estimates = not isinstance(getattr(flow, "estimator", Exact()), Exact)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would move every device's random state
         if device.type == "cuda":
@@ -124,7 +126,7 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int) -> Evaluation:
             inverse_error = torch.linalg.vector_norm(flow.preimage(z.to(x.dtype)) - x, dim=1)
             bounds.append(flow.inverse_bound)
             error = torch.zeros_like(log_det)
-            if hasattr(flow, "estimator"):
+            if estimates:
                 flow.train()  # in smaller parts, since there may be many probes
                 error = torch.cat([flow(widened(part))[1] for part in x.split(PLAIN_CHUNK)]) - log_det
             parts.append(torch.stack([-flow.base_log_prob(z) - log_det, error, inverse_error]).cpu().double())
