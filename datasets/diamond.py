@@ -29,6 +29,8 @@ class Diamond(TargetDensity):
         noise: standard deviation of each.
     """
 
+    cells = 200
+
     @checked
     def __init__(
         self, side: Annotated[int, Range(ge=2, le=200)] = 20, noise: Annotated[float, Range(ge=0.001, le=1e6)] = 0.04

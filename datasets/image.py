@@ -45,7 +45,7 @@ class Image(DataFile, TargetDensity):
         sha256: digest that the file must have; None for any.
     """
 
-    oversampling = 10
+    cells, oversampling = 200, 5
 
     @checked
     def __init__(

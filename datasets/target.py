@@ -31,6 +31,9 @@ Window = tuple[tuple[float, float], tuple[float, float]]
 class Target(abc.ABC):
     """What a flow on the plane is trained on."""
 
+    cells: int = 100
+    """Along each side of the window, of the grid that it is drawn on."""
+
     @abc.abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points, shape (n, 2), float32, on the host. `generator` is one of the host's."""
@@ -45,7 +48,7 @@ class TargetDensity(Target):
     """A density on the plane that can be sampled, independently, and evaluated, both exactly."""
 
     oversampling: int = 1
-    """Along each side of a cell that it is drawn on: points, whose mean is drawn; more than 1 where it is finer."""
+    """Along each side of a cell: points, whose mean is drawn; more than 1 where the density is finer than a cell."""
 
     @abc.abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:

@@ -19,29 +19,28 @@ from training.evaluation import log_prob
 
 __all__ = ["DensityGrid", "DrawnTarget", "load_density", "load_target", "midpoints", "save_density", "save_target"]
 
-SIDE = 100  # points along each side of the window
 TARGET = Path("densities", "target.npz")
 
 
 class DensityGrid:
-    """The midpoints of 100 x 100 pixels that cover a target's window.
+    """The midpoints of n x n cells that cover a target's window, n = `target.cells`.
 
     Attributes:
-        points: shape (10000, 2), on `device`, row by row, the lowest y first.
+        points: shape (n^2, 2), on `device`, row by row, the lowest y first.
     """
 
     def __init__(self, target: Target, device: torch.device) -> None:
         self.target = target
-        self.points = midpoints(target.window, SIDE).to(device)
+        self.points = midpoints(target.window, target.cells).to(device)
 
     @functools.cached_property
     def of_target(self) -> np.ndarray:
-        """The target's density per unit area, shape (100, 100), the lowest y first; of points, a histogram."""
+        """The target's density per unit area, shape (n, n), the lowest y first; of points, a histogram."""
         if isinstance(self.target, Points):
-            return self.target.histogram(SIDE)
-        finer = self.target.oversampling
-        points = midpoints(self.target.window, SIDE * finer).double()
-        return self.target.log_prob(points).exp().view(SIDE, finer, SIDE, finer).mean((1, 3)).numpy()
+            return self.target.histogram(self.target.cells)
+        n, finer = self.target.cells, self.target.oversampling
+        points = midpoints(self.target.window, n * finer).double()
+        return self.target.log_prob(points).exp().view(n, finer, n, finer).mean((1, 3)).numpy()
 
     @property
     def name_of_target(self) -> str:
@@ -49,7 +48,7 @@ class DensityGrid:
 
     def density_of(self, flow: Flow) -> np.ndarray:
         """The same of `flow`, which is in evaluation mode."""
-        return log_prob(flow, self.points).exp().view(SIDE, SIDE).cpu().numpy()
+        return log_prob(flow, self.points).exp().view(self.target.cells, -1).cpu().numpy()
 
 
 def midpoints(window: Window, side: int) -> Tensor:
@@ -63,7 +62,7 @@ class DrawnTarget(NamedTuple):
     """All that is drawn of a target."""
 
     name: str
-    density: np.ndarray  # shape (100, 100), the lowest y first
+    density: np.ndarray  # shape (n, n), the lowest y first
     window: Window
 
 
@@ -86,7 +85,7 @@ def load_target(run: Path) -> DrawnTarget | None:
 
 
 def save_density(run: Path, epoch: int, density: np.ndarray) -> None:
-    """Keep the density that a run has learned by the end of `epoch`: 40 kB."""
+    """Keep the density that a run has learned by the end of `epoch`: 40 kB on 100 x 100 cells."""
     buffer = io.BytesIO()
     np.save(buffer, density.astype(np.float32))
     write_atomically(_path(run, epoch), buffer.getvalue())
