@@ -76,7 +76,9 @@ class Points(PointTable, Target):
 def window_of(points: Tensor) -> Window:
     """Where all but a few of the `points`, shape (n, 2), are: a square, unless one axis is much longer."""
     part = points[: 2**20].double()
-    low, high = torch.quantile(part, torch.tensor([OUTSIDE, 1 - OUTSIDE]).to(part), dim=0).tolist()
+    outside = max(OUTSIDE, 1 / len(part))  # at least one point to each side, which may be a slip
+    ends = torch.tensor([outside, 1 - outside]).to(part)
+    low, high = torch.quantile(part, ends, dim=0, interpolation="nearest").tolist()
     middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
     half = [0.55 * (b - a) or 1.0 for a, b in zip(low, high, strict=True)]
     if max(half) <= 3 * min(half):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plots.figure import Window, add_color_bar, box, new_figure, pixels, style_axes
+from plots.figure import Window, add_axes, add_color_bar, box, new_figure, pixels, style_axes
 from plots.gif import GifFile
 from plots.painting import highest, paint_bar, paint_density
 from plots.palette import DENSITY_MAP, density_palette
@@ -14,7 +14,8 @@ from plots.text import draw_text, to_grey_indices
 
 __all__ = ["DensityGif"]
 
-WIDTH, HEIGHT = 700, 392
+WIDTH, HEIGHT = 748, 400
+SIDE, LEFT, TOP, GAP = 300, 48, 66, 12  # pixels: of a panel, and around the two; room for labels such as -2500
 
 
 class DensityGif:
@@ -34,15 +35,15 @@ class DensityGif:
         self.file = GifFile(path, density_palette())
         self.top = 1.05 * highest(target)
         figure = new_figure(WIDTH, HEIGHT)
-        left, right = figure.add_axes((0.035, 0.06, 0.43, 0.77)), figure.add_axes((0.483, 0.06, 0.43, 0.77))
+        left, right = (add_axes(figure, LEFT + n * (SIDE + GAP), TOP, SIDE, SIDE) for n in (0, 1))
         style_axes(left, window, name)
         style_axes(right, window, "learned density")
         right.set_yticklabels([])
         shown = right.imshow(target, origin="lower", extent=(*window[0], *window[1]), vmin=0, vmax=self.top,
                              cmap=DENSITY_MAP, aspect=left.get_aspect())  # fmt: skip
-        bar = figure.add_axes((0.92, 0.06, 0.014, 0.77))
-        add_color_bar(bar, shown, "probability per unit area")
-        figure.text(0.035, 0.945, title, fontsize=11, va="center")
+        bar = add_axes(figure, LEFT + 2 * SIDE + GAP + 6, TOP, 10, SIDE)
+        add_color_bar(bar, shown, "probability per unit area (top: and above)")
+        figure.text(LEFT / WIDTH, 1 - 21 / HEIGHT, title, fontsize=11, va="center")
         background = pixels(figure)
         self._canvas = to_grey_indices(background)
         paint_density(self._canvas, box(left), target / self.top)

@@ -10,12 +10,14 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
 
-from plots.figure import Window, add_color_bar, new_figure, style_axes, write_png
+from plots.figure import Window, add_axes, add_color_bar, new_figure, style_axes, write_png
 from plots.painting import highest
 from plots.palette import DENSITY_MAP
 
 __all__ = ["EpochFigure"]
 
+SIDE, TOP = 297, 66  # pixels: of a panel, and above it
+LEFTS = (48, 359, 765, 1086)  # room for labels such as -2500, and for the colour bar
 BASE_WINDOW: Window = ((-4.0, 4.0), (-4.0, 4.0))
 POINT = {"linestyle": "none", "marker": ".", "markeredgewidth": 0}
 
@@ -41,14 +43,15 @@ class EpochFigure:
         names = [name, "learned density", "samples of the model", "data carried to the base"]
         self.axes = []
         for index, heading in enumerate(names):
-            axes = self.figure.add_axes((0.026 + 0.235 * index + 0.04 * (index > 1), 0.07, 0.212, 0.76))
+            axes = add_axes(self.figure, LEFTS[index], TOP, SIDE, SIDE)
             style_axes(axes, window if index < 3 else BASE_WINDOW, heading)
             self.axes.append(axes)
+        self.axes[1].set_yticklabels([])
         shared = {"origin": "lower", "extent": extent, "cmap": DENSITY_MAP, "vmin": 0.0, "vmax": top,
                   "aspect": self.axes[0].get_aspect()}  # fmt: skip
         self.axes[0].imshow(target, **shared)
         self.learned = self.axes[1].imshow(np.zeros_like(target), **shared)
-        bar = self.figure.add_axes((0.481, 0.07, 0.008, 0.76))
+        bar = add_axes(self.figure, LEFTS[1] + SIDE + 8, TOP, 11, SIDE)
         add_color_bar(bar, self.learned, "probability per unit area", extend="max")
 
         color = colormaps[DENSITY_MAP](0.35)

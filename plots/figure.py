@@ -14,7 +14,7 @@ from PIL import Image
 
 from atomic import write_atomically
 
-__all__ = ["Window", "add_color_bar", "box", "new_figure", "pixels", "style_axes", "write_png"]
+__all__ = ["Window", "add_axes", "add_color_bar", "box", "new_figure", "pixels", "style_axes", "write_png"]
 
 DPI = 100
 Window = tuple[tuple[float, float], tuple[float, float]]
@@ -25,6 +25,12 @@ def new_figure(width: int, height: int) -> Figure:
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def add_axes(figure: Figure, left: int, top: int, width: int, height: int) -> Axes:
+    """Axes at a place measured in pixels, from the upper left corner."""
+    across, down = figure.bbox.width, figure.bbox.height
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
 def style_axes(axes: Axes, window: Window, title: str) -> None:

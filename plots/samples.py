@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 
-from plots.figure import Window, add_color_bar, new_figure, pixels, style_axes, write_png
+from plots.figure import Window, add_axes, add_color_bar, new_figure, pixels, style_axes, write_png
 from plots.palette import DENSITY_MAP
 
 __all__ = ["draw_samples"]
 
+SIDE, TOP = 390, 56  # pixels: of a panel, and above it
 MOST_POINTS = 20_000  # more would only cover each other
 
 
@@ -22,8 +23,8 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
         log_prob: the model's log-density at each in nats, shape (n,).
         window: the square that is shown.
     """
-    figure = new_figure(1000, 480)
-    scatter, histogram = figure.add_axes((0.04, 0.07, 0.39, 0.8125)), figure.add_axes((0.53, 0.07, 0.39, 0.8125))
+    figure = new_figure(1050, 480)
+    scatter, histogram = (add_axes(figure, left, TOP, SIDE, SIDE) for left in (48, 568))
     style_axes(scatter, window, "samples" if len(samples) <= MOST_POINTS else f"first {MOST_POINTS:,} samples")
     style_axes(histogram, window, f"histogram of {len(samples):,} samples")
     x, value = samples[:MOST_POINTS], log_prob[:MOST_POINTS]
@@ -35,7 +36,8 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
     density = counts.T / (len(samples) * area)
     image = histogram.imshow(density, origin="lower", extent=(*window[0], *window[1]), cmap=DENSITY_MAP,
                              aspect=histogram.get_aspect())  # fmt: skip
-    for left, drawn, label in ((0.435, shown, "model's log p(x), nats"), (0.925, image, "samples per unit area")):
-        add_color_bar(figure.add_axes((left, 0.07, 0.012, 0.8125)), drawn, label)
+    # The lowest are so few, and so low, that the others would all look alike.
+    add_color_bar(add_axes(figure, 48 + SIDE + 5, TOP, 12, SIDE), shown, "model's log p(x), nats", extend="min")
+    add_color_bar(add_axes(figure, 568 + SIDE + 5, TOP, 12, SIDE), image, "samples per unit area")
     figure.text(0.5, 0.965, title, fontsize=12, ha="center", va="center")
     write_png(path, pixels(figure))

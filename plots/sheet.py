@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ SIDE, GAP, LINE = 170, 12, 13  # pixels: of a panel, between panels, of a line o
 LEFT, TOP, RIGHT, BOTTOM = 44, 40, 64, 20
 MOST_PANELS = 5  # beside a target, in a line
 LETTERS = 27  # of a line of a panel's title
+LETTER, EPOCHS = 8, 150  # pixels: of a letter of the sheet's title, and of the epoch beside it
 MOST_FRAMES, FRAME_MILLISECONDS, LAST_MILLISECONDS = 60, 250, 2000
 
 
@@ -38,26 +39,37 @@ class Panel:
 
     words: list[str]
     note: str
-    densities: list[np.ndarray]
+    densities: Sequence[np.ndarray]
 
     @property
     def title(self) -> str:
-        lines = [""]
-        for word in self.words:
-            if len(lines[-1]) + len(word) > LETTERS and lines[-1]:
-                lines.append("")
-            lines[-1] = f"{lines[-1]} {word}".strip()
-        return "\n".join([*filter(None, lines), self.note])
+        return "\n".join([*_lines(self.words), self.note])
+
+
+def _lines(words: Iterable[str]) -> list[str]:
+    """Words in lines, as many to each as go above a panel."""
+    lines: list[str] = []
+    for word in words:
+        word = word if len(word) <= LETTERS else f"…{word[1 - LETTERS :]}"
+        if lines and len(lines[-1]) + len(word) < LETTERS:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines
 
 
 @dataclass(frozen=True)
 class Strip:
     """A target, per unit area on a grid, shape (rows, columns), the lowest y first, and the runs that learn it."""
 
-    title: str
+    words: list[str]
     target: np.ndarray
     window: Window
     panels: list[Panel]
+
+    @property
+    def title(self) -> str:
+        return "\n".join(_lines(self.words))
 
     def share(self, density: np.ndarray) -> np.ndarray:
         """Of the target's highest."""
@@ -73,7 +85,8 @@ class Sheet:
     def __init__(self, strips: list[Strip], title: str) -> None:
         most = max(len(strip.panels) for strip in strips)
         columns = 1 + math.ceil(most / math.ceil(most / MOST_PANELS))  # lines as equal as can be
-        head = LINE * (1 + max(panel.title.count("\n") for strip in strips for panel in strip.panels)) + 8
+        titles = [part.title for strip in strips for part in (strip, *strip.panels)]
+        head = LINE * (1 + max(title.count("\n") for title in titles)) + 8
         places = []  # strip, panel or None for the target, column, row
         row = 0
         for strip in strips:
@@ -81,7 +94,7 @@ class Sheet:
             for index, panel in enumerate(strip.panels):
                 places.append((strip, panel, 1 + index % (columns - 1), row + index // (columns - 1)))
             row += -(-len(strip.panels) // (columns - 1))
-        self.width = LEFT + columns * (SIDE + GAP) + RIGHT
+        self.width = max(LEFT + columns * (SIDE + GAP), LEFT + LETTER * len(title) + EPOCHS) + RIGHT
         self.height = TOP + row * (SIDE + head + GAP) + BOTTOM
         self.figure = new_figure(self.width, self.height)
         self.images: list[tuple[Axes, Strip, Panel]] = []
@@ -140,5 +153,5 @@ class Sheet:
                 paint_density(canvas, where, strip.share(density))
             right = self.width - RIGHT
             draw_text(canvas, (right, 20), f"epoch {epoch + 1} of {last + 1}", size=13, anchor="rm",
-                      clear=(right - 140, 6, right + 1, 34))  # fmt: skip
+                      clear=(right - EPOCHS, 6, right + 1, 34))  # fmt: skip
             yield canvas.copy(), LAST_MILLISECONDS if epoch == last else FRAME_MILLISECONDS

@@ -28,16 +28,17 @@ class TransportGif:
         path: of the GIF.
         window: the square that is shown throughout; it should hold both the base and the data.
         title: what the animation is of.
+        note: what else is to be known of the axes.
     """
 
-    def __init__(self, path: Path, window: Window, title: str) -> None:
+    def __init__(self, path: Path, window: Window, title: str, note: str = "") -> None:
         self.path, self.window = path, window
         figure = new_figure(SIZE, HEIGHT)
         axes = figure.add_axes((0.06, 0.05, 0.92, 0.92 * SIZE / HEIGHT))
         style_axes(axes, window, "")
         figure.text(0.06, 0.965, title, fontsize=11, va="center")
-        figure.text(0.97, 0.055, "stages between the ends are shifted and scaled to fit", fontsize=7, ha="right",
-                    va="bottom", color="0.5")  # fmt: skip
+        notes = "\n".join(filter(None, [note, "stages between the ends are shifted and scaled to fit"]))
+        figure.text(0.97, 0.055, notes, fontsize=7, ha="right", va="bottom", color="0.5")
         self._background = to_grey_indices(pixels(figure))
         self._box = box(axes)
 

@@ -11,12 +11,12 @@ from PIL import Image, ImageSequence
 from plots import gif
 from plots.density_gif import DensityGif
 from plots.epoch_figure import EpochFigure
-from plots.figure import box
+from plots.figure import box, pixels
 from plots.gif import GifFile, write_gif
 from plots.palette import DENSITY_LEVELS, GREYS, color_of_angle, density_palette, point_palette
 from plots.samples import draw_samples
+from plots.sheet import EPOCHS, RIGHT, Panel, Sheet, Strip
 from plots.sheet import LAST_MILLISECONDS as SHEET_LAST_MILLISECONDS
-from plots.sheet import Panel, Sheet, Strip
 from plots.transport import FIRST_MILLISECONDS, LAST_MILLISECONDS, TransportGif
 
 WINDOW = ((-4.0, 4.0), (-4.0, 4.0))
@@ -243,7 +243,7 @@ class TestSheet:
         learned = Panel(["a"], "KL 0", [0 * target, 0.5 * target, target])
         higher = Panel(["b"], "KL 0", [2 * target])
         none = Panel(["c"], "failed", [])
-        strips = [Strip("x", target, WINDOW, [learned, none]), Strip("y", 2 * target, WINDOW, [higher] * 7)]
+        strips = [Strip(["x"], target, WINDOW, [learned, none]), Strip(["y"], 2 * target, WINDOW, [higher] * 7)]
         return Sheet(strips, "title")
 
     def test_one_scale_serves_every_target(self, tmp_path: Path) -> None:
@@ -262,6 +262,20 @@ class TestSheet:
         first = panel(frames[0], sheet.images[0][0])
         assert (first == density_palette()[GREYS]).all()  # nothing learned yet
         np.testing.assert_array_equal(panel(frames[0], sheet.images[1][0]), shown[0])  # its only epoch stays
+
+    def test_no_text_is_over_another(self) -> None:
+        panel = Panel(["a" * 40], "KL 0", [density(0.0)])
+        words = ["histogram", "of", "the", "data:", "points", "path=a/long/way/to/the/first/file.csv"]
+        sheet = Sheet([Strip(words, density(0.0), WINDOW, [panel])], "2026-01-01_12-00-00: 30 runs, KL or NLL in nats")
+        pixels(sheet.figure)
+        (target, _), (image, *_) = *sheet.targets, *sheet.images
+        ends = [axes.title.get_window_extent() for axes in (target, image)]
+        assert ends[0].x0 >= 0
+        assert ends[0].x1 < ends[1].x0
+        assert ends[1].x1 <= sheet.width
+        heading = sheet.figure.texts[-1].get_window_extent()
+        assert heading.x1 < sheet.width - RIGHT - EPOCHS  # where the GIF writes the epoch
+        assert max(end.y1 for end in ends) < heading.y0
 
     def test_the_png_shows_the_last_epoch_and_lines_are_even(self, tmp_path: Path) -> None:
         sheet = self.sheet()
@@ -287,4 +301,4 @@ def test_samples_picture_opens(tmp_path: Path) -> None:
     samples = np.random.default_rng(3).normal(size=(5000, 2))
     draw_samples(tmp_path / "s.png", samples, -(samples**2).sum(1) / 2, WINDOW, "a title")
     with Image.open(tmp_path / "s.png") as image:
-        assert image.size == (1000, 480)
+        assert image.size == (1050, 480)

@@ -72,6 +72,11 @@ class TestSweep:
         assert swept.summary["config_sha256"] == alone.summary["config_sha256"]
         for name, weight in alone.checkpoint["learner"]["average"].items():
             assert torch.equal(swept.checkpoint["learner"]["average"][name], weight)
+        # And its pictures do without what is missing of a run.
+        (sweep / "0" / "densities" / "epoch_0002.npy").unlink()
+        (sweep / "sheet.gif").unlink()
+        assert run("train", "-m", "resume=sweep").status == 0
+        assert (sweep / "sheet.gif").exists()
 
     def test_a_failed_run_is_a_row_and_the_others_go_on(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -219,12 +224,13 @@ class TestSweep:
         assert "seed accepts no change with -m resume=" in result.err
 
     def test_what_is_of_one_sitting_is_not_in_the_way_of_another(self, run: Run, tmp_path: Path) -> None:
-        arguments = (*SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=seed-${seed}")
+        arguments = (*SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=by/${seed}")
         assert run("train", "-m", *arguments, "hydra.job.chdir=false").status == 0
-        (tmp_path / "sweep" / "seed-1" / "row.json").unlink()
+        (tmp_path / "sweep" / "by" / "1" / "row.json").unlink()
         result = run("train", "-m", "resume=sweep")
         assert result.status == 0, result.err
-        assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["seed-0", "seed-1"]
+        assert [path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()] == ["by"]
+        assert 'href="by/1/report.html"' in (tmp_path / "sweep" / "report.html").read_text()
 
     @pytest.mark.parametrize(
         "foreign",

@@ -17,7 +17,16 @@ from datasets.target import Window
 from flows import Flow
 from training.evaluation import log_prob
 
-__all__ = ["DensityGrid", "DrawnTarget", "load_density", "load_target", "midpoints", "save_density", "save_target"]
+__all__ = [
+    "DensityGrid",
+    "DrawnTarget",
+    "has_density",
+    "load_density",
+    "load_target",
+    "midpoints",
+    "save_density",
+    "save_target",
+]
 
 TARGET = Path("densities", "target.npz")
 
@@ -89,6 +98,11 @@ def save_density(run: Path, epoch: int, density: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, density.astype(np.float32))
     write_atomically(_path(run, epoch), buffer.getvalue())
+
+
+def has_density(run: Path, epoch: int) -> bool:
+    """Whether `save_density` kept it: a run may have ended between its metrics and its pictures."""
+    return _path(run, epoch).exists()
 
 
 def load_density(run: Path, epoch: int) -> np.ndarray:

@@ -49,7 +49,9 @@ class Pictures:
         )
         ends = (torch.tensor(window).T - self.mean) / self.std
         widest = max(4.0, float(ends.abs().max()))
-        self.transport_gif = TransportGif(folder / "transport.gif", ((-widest, widest), (-widest, widest)), title)
+        note = "axes: standard deviations of the data" if isinstance(target, Points) else ""
+        ends = ((-widest, widest), (-widest, widest))
+        self.transport_gif = TransportGif(folder / "transport.gif", ends, title, note)
 
     @property
     def gif_length(self) -> int:

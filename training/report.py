@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from omegaconf import DictConfig
 
@@ -81,7 +82,7 @@ def write_sweep_report(sweep: Path) -> None:
         picture(sweep / "sheet.gif", "what each run has learned, epoch by epoch", wide=True),
         "</div>",
         "<h2>Runs</h2>",
-        _runs_table(rows, told_apart),
+        _runs_table(sweep, rows, told_apart),
         *_curves(
             [(row.number, " ".join(in_words(told)), load_metrics(row.folder)) for row, told in zip(rows, told_apart)]
         ),
@@ -132,7 +133,7 @@ def _swatch(number: int) -> str:
     return f'<span class="swatch" style="--color: var(--c{number % COLORS}); border-top-style: {dash}"></span>'
 
 
-def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
+def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
     """The runs, the best first by `SweepRow.rank`; a click on a column's head sorts by it."""
     keys = list(told_apart[0]) if rows else []
     names = ["run", "learned", "KL, nats", *keys, *SHOWN.values()]
@@ -143,7 +144,7 @@ def _runs_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
     for row, told in sorted(zip(rows, told_apart), key=lambda pair: pair[0].rank):
         run = f"{_swatch(row.number)} {row.number}"
         if (row.folder / "report.html").exists():
-            run = f'<a href="{html.escape(row.folder.name)}/report.html">{run}</a>'
+            run = f'<a href="{quote(row.folder.relative_to(sweep).as_posix())}/report.html">{run}</a>'
         figures = row.figures
         kl = f"{figures['kl']:.4f} ± {figures['kl_stderr']:.4f}" if figures.get("kl") is not None else ""
         cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]

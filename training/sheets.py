@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from plots.painting import highest, paint_density
 from plots.palette import density_palette
 from plots.sheet import Panel, Sheet, Strip
 from training.configuration import load_config
-from training.density_grid import load_density, load_target
+from training.density_grid import has_density, load_density, load_target
 from training.run_folder import load_metrics
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
@@ -32,22 +33,24 @@ def draw_sheets(sweep: Path) -> None:
         key = OmegaConf.to_yaml(config.data)
         if key not in strips:
             of_data = {key: value for key, value in difference.items() if key.startswith("data.")}
-            title = " ".join([config.choices.data, *in_words(of_data)])
-            strips[key] = Strip(f"{target.name}: {title}", target.density, target.window, [])
+            words = [*f"{target.name}: {config.choices.data}".split(), *in_words(of_data)]
+            strips[key] = Strip(words, target.density, target.window, [])
         strips[key].panels.append(_panel(row, difference))
-    measures = " or ".join(sorted({row.measure.upper() for row in rows}))
-    sheet = Sheet(list(strips.values()), f"{sweep.name}: {len(rows)} runs, {measures} in nats")
+    measures = " or ".join(sorted({row.measure.upper() for row in rows if row.figures}))
+    runs = f"{len(rows)} run{'s' * (len(rows) > 1)}"
+    sheet = Sheet(list(strips.values()), f"{sweep.name}: {runs}{measures and f', {measures} in nats'}")
     sheet.save_png(sweep / "sheet.png")
     sheet.save_gif(sweep / "sheet.gif")
 
 
 def thumbnail(run: Path) -> bytes | None:
     """A PNG of the last density that a run has learned, on its target's colour scale; None where there is none."""
-    found, target = _densities(run), load_target(run)
+    found, target = _Densities(run), load_target(run)
     if not found or target is None:
         return None
-    canvas = np.zeros(found[-1].shape, np.uint8)
-    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), found[-1] / highest(target.density))
+    learned = found[-1]
+    canvas = np.zeros(learned.shape, np.uint8)
+    paint_density(canvas, (0, 0, canvas.shape[1], canvas.shape[0]), learned / highest(target.density))
     image = Image.fromarray(canvas)
     image.putpalette(density_palette().tobytes())
     buffer = io.BytesIO()
@@ -63,9 +66,21 @@ def _panel(row: SweepRow, difference: dict[str, str]) -> Panel:
         note = row.headline
     else:
         note = "not finished"
-    return Panel(words, f"{row.number}: {note}", _densities(row.folder))
+    return Panel(words, f"{row.number}: {note}", _Densities(row.folder))
 
 
-def _densities(run: Path) -> list[np.ndarray]:
-    """The density that a run has learned by the end of each of its epochs, each of shape (rows, columns)."""
-    return [load_density(run, int(row["epoch"])) for row in load_metrics(run)]
+class _Densities(Sequence[np.ndarray]):
+    """What a run has learned by the end of each epoch of which it is kept, each of shape (rows, columns).
+
+    Read when it is looked at: those of a long sweep would not fit in memory.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.run = run
+        self.epochs = [epoch for row in load_metrics(run) if has_density(run, epoch := int(row["epoch"]))]
+
+    def __len__(self) -> int:
+        return len(self.epochs)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return load_density(self.run, self.epochs[index])
