@@ -6,7 +6,8 @@ same computation is some sixty nodes a block: at these sizes their overhead cost
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,26 +16,37 @@ from torch import Tensor
 from flows.activations import Activation
 from flows.differentiation import once_differentiable
 
-__all__ = ["activate", "backward", "compile_passes", "forward", "value_and_jacobian"]
+__all__ = ["activate", "backward", "forward", "value_and_jacobian", "why_not_compiled"]
 
 Layers = Sequence[tuple[Tensor, Tensor]]
 
 
-def value_and_jacobian(x: Tensor, layers: Layers, activations: Sequence[Activation]) -> tuple[Tensor, Tensor]:
+def value_and_jacobian(
+    x: Tensor, layers: Layers, activations: Sequence[Activation], compiled: bool = False
+) -> tuple[Tensor, Tensor]:
     """Return g(x), shape (batch, d), and J, shape (batch, d, d), as one autograd node.
 
-    Differentiable once, by `x`, the layers' weights and biases and the activations' parameters.
+    Differentiable once, by `x`, the layers' weights and biases and the activations' parameters. `compiled` is by
+    `torch.compile`: see `why_not_compiled`.
     """
     parameters = [parameter for activation in activations for parameter in activation.parameters()]
-    return _ValueAndJacobian.apply(activations, x, *(tensor for layer in layers for tensor in layer), *parameters)
+    passes = _compiled_passes() if compiled else (forward, backward)
+    tensors = (tensor for layer in layers for tensor in layer)
+    return _ValueAndJacobian.apply(passes, activations, x, *tensors, *parameters)
 
 
 class _ValueAndJacobian(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, activations: Sequence[Activation], x: Tensor, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any,
+        passes: tuple[Callable, Callable],
+        activations: Sequence[Activation],
+        x: Tensor,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         pairs = tensors[: 2 * (len(activations) + 1)]
-        g, J, kept = _passes[0](x, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
-        ctx.activations = activations
+        g, J, kept = passes[0](x, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
+        ctx.backward_pass, ctx.activations = passes[1], activations
         ctx.save_for_backward(x, *pairs[::2], *kept)
         return g, J
 
@@ -43,7 +55,8 @@ class _ValueAndJacobian(torch.autograd.Function):
     def backward(ctx: Any, grad_g: Tensor, grad_J: Tensor) -> tuple[Tensor | None, ...]:
         n_layers = len(ctx.activations) + 1
         x, *saved = ctx.saved_tensors
-        return None, *_passes[1](x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
+        found = ctx.backward_pass(x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
+        return None, None, *found
 
 
 def activate(activation: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,21 +147,19 @@ def backward(
     return [torch.mm(grad[0], weights[0]), *reversed(by_layers), *by_parameters]
 
 
-_passes = [forward, backward]  # as they are used: here, or compiled
+@functools.cache
+def _compiled_passes() -> tuple[Callable, Callable]:
+    """Both passes by `torch.compile`. Blocks of one shape share a compilation, which torch keeps on disk as well."""
+    compiled = (  # a sweep in one process meets many shapes
+        torch.compile(function, dynamic=False, fullgraph=True, recompile_limit=1000) for function in (forward, backward)
+    )
+    return next(compiled), next(compiled)
 
 
-def compile_passes(device: torch.device) -> str | None:
-    """Compile both passes by `torch.compile`, for all networks from now on.
-
-    Blocks of one shape share one compilation, which torch keeps on disk for the next run.
-
-    Returns:
-        None, or why nothing can be compiled here: then the passes stay as written.
-    """
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why `torch.compile` compiles nothing here; None where it does."""
     try:
         torch.compile(torch.sin)(torch.ones(8, device=device))
     except (RuntimeError, OSError) as error:  # of the compiler, or there is none
         return str(error).strip().splitlines()[0]
-    torch._dynamo.config.recompile_limit = 1000  # a sweep in one process meets many shapes
-    _passes[:] = (torch.compile(function, dynamic=False, fullgraph=True) for function in (forward, backward))
     return None

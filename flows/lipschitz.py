@@ -315,7 +315,8 @@ class NormalizedMLP(NormalizedNet):
         activations: between the layers.
         fused: compute `forward_with_jacobian` as one autograd node, differentiable once (`flows/fused.py`),
             rather than by plain operations.
-        compiled: compute by the C library (`flows/chain.py`): where a gradient is asked for, only if `fused`.
+        compiled: compute by compiled code: on the CPU the C library (`flows/chain.py`), where a gradient is asked for
+            only if `fused`; elsewhere the one node by `torch.compile`.
     """
 
     weights: list[tuple[Tensor, Tensor]]
@@ -343,7 +344,8 @@ class NormalizedMLP(NormalizedNet):
             z, jacobians = through_chain(*self._chain(x))
             return z - x, jacobians[0]
         if self.fused and torch.is_grad_enabled():
-            return fused.value_and_jacobian(x, self.weights, self.activations)
+            compiled = self.compiled and x.device.type != "cpu"
+            return fused.value_and_jacobian(x, self.weights, self.activations, compiled)
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample

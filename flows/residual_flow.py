@@ -22,7 +22,7 @@ from flows.estimators import Exact, LogDetEstimator, series
 from flows.estimators.estimator import Noise, join
 from flows.fixed_point import COARSE_RESIDUAL, COARSE_STEPS, LARGEST_NEWTON_DIMENSION
 from flows.flow import Flow
-from flows.fused import compile_passes
+from flows.fused import why_not_compiled
 from flows.lipschitz import (
     LipschitzLinear,
     LipschitzMLP,
@@ -67,7 +67,10 @@ class FlowOfBlocks(Flow):
         if device.type != "cpu":
             if self._activation.pullback is Activation.pullback:  # which torch's compiler cannot see through
                 return f"the activation {self._activation.__name__} has no pullback of its own"
-            return compile_passes(device)
+            if (reason := why_not_compiled(device)) is None:
+                for net in self._nets:
+                    net.compiled = True
+            return reason
         try:
             for dtype in (torch.float32, torch.float64):  # for training; for all that follows
                 self._nets[0].load_library(dtype)

@@ -8,6 +8,7 @@ import os
 import pty
 import resource
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import torch
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
 from training.evaluation import log_prob
-from training.interruption import Interrupted
+from training.interruption import Interrupted, Interruption
 from training.run_folder import load_run
 from training.trainer import Trainer
 
@@ -193,6 +194,36 @@ def test_what_differs_is_said(run: Run, whole: Result) -> None:
     assert "; got experiment=rings_best (chosen when a run begins)" in result.err
     result = run("train", f"resume={whole.folder}", "flow.blokcs=2")
     assert "did you mean 'flow.blocks'" in result.err
+
+
+def test_a_run_that_is_to_end_where_it_was_stopped_has_a_row_of_that(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Trainer) -> None:
+        self._save()
+        raise Interrupted(2, "stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_end_epoch", stop)
+        assert run("train", *TINY, folder=tmp_path / "run").status == 130
+    assert run("train", f"resume={tmp_path}/run", "trainer.max_seconds=1e-9").status == 0
+    ended = Result(0, "", "", tmp_path / "run")
+    assert [(row["epoch"], row["step"]) for row in ended.rows] == [("1", "5")]
+    assert (ended.summary["epochs"], ended.summary["steps"]) == (1, 5)
+    assert (ended.folder / "plots" / "epoch_0001.png").exists()
+
+
+def test_a_signal_that_was_to_be_ignored_is() -> None:
+    """As Ctrl-C by what a script leaves in the background."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.number == signal.SIGTERM
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_refused_resume_changes_nothing(run: Run, whole: Result) -> None:

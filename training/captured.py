@@ -40,7 +40,7 @@ class CudaGraphs:
     def capture(self, work: Work) -> tuple[Tensor, Callable[[], None]]:
         """Return where `work` will leave its result, and what to call for it to be done: it has not been."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device: torch's own is of the first used
             result = work()
         return result, graph.replay
 

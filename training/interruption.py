@@ -6,7 +6,7 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-__all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly"]
+__all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly", "heard"]
 
 SIGPIPE = getattr(signal, "SIGPIPE", 13)  # which Windows has not: that the reader of what is said has left
 
@@ -21,6 +21,11 @@ def exit_as_ever() -> None:
     """From now on Ctrl-C raises KeyboardInterrupt, unless it was to be ignored."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def heard() -> list[int]:
+    """SIGINT and SIGTERM, but for what was to be ignored, as Ctrl-C by what a script leaves in the background."""
+    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class Interrupted(SystemExit):
@@ -41,7 +46,7 @@ class Interruption:
         self.number: int | None = None
 
     def __enter__(self) -> Interruption:
-        self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._previous = {number: signal.signal(number, self._note) for number in heard()}
         return self
 
     def __exit__(

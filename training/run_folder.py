@@ -185,6 +185,6 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
         if not all(constant < 1 for constant in flow.lipschitz_constants()):
             raise ValueError("a block without a certified inverse")
     device = evaluation_device(device or torch.device("cpu"))
-    if config.get("compile"):
+    if config.get("compile") and device.type == "cpu":  # elsewhere only training is compiled
         flow.compile_for(device)
     return LoadedRun(flow.to(device).eval().requires_grad_(False), config)

@@ -25,7 +25,7 @@ from arguments import ArgumentError
 from atomic import write_atomically
 from training.configuration import load_config
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
-from training.interruption import SIGPIPE, Interrupted
+from training.interruption import SIGPIPE, Interrupted, heard
 from training.report import write_sweep_report
 from training.run_folder import STOPPED, UnwritableError, load_summary
 from training.sweep_table import SWEEP, SweepRow, read_rows, write_table
@@ -169,7 +169,7 @@ class Sweep:
         def stop(number: int, frame: FrameType | None) -> None:
             raise Interrupted(number, self.how_to_go_on("between runs"))
 
-        previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {number: signal.signal(number, stop) for number in heard()}
         try:
             yield
         finally:

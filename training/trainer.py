@@ -202,6 +202,7 @@ class Trainer:
                 first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
                 self.learner.initialize(first.to(self.device))
                 self._save()
+            self._use_all_once()
             self._started = time.perf_counter() - progress.seconds
             with tqdm(
                 total=total, initial=progress.step, unit="step", disable=None, dynamic_ncols=True, leave=False
@@ -217,9 +218,23 @@ class Trainer:
                         f"{headline}   {row['seconds']:.0f} s"
                     )
                     self._stop_if(interruption)
+            if progress.step_in_epoch:  # stopped in an epoch, and resumed to have ended there
+                self._end_epoch()
             evaluation = self._finish()
             self._stop_if(interruption)
         return evaluation
+
+    def _use_all_once(self) -> None:
+        """Take a gradient that is not used: what is compiled or set up at first use is no time of training's."""
+        on_cuda = self.device.type == "cuda"
+        with torch.random.fork_rng([self.device] if on_cuda else []):
+            batch = self.target.sample(self.batch_size, _generator(self.seed, 1)).to(self.device)
+            flow = self.learner.flow.train()
+            with flow.threads():
+                flow.log_prob(batch).mean().backward()
+            self.learner.optimizer.zero_grad()
+        if on_cuda:
+            torch.cuda.synchronize(self.device)
 
     def _train_epoch(self, bar: tqdm, interruption: Interruption) -> None:
         """Take the steps that are left of the epoch; fewer, if time runs out or a signal comes."""
