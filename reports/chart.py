@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-__all__ = ["COLORS", "DASHES", "Series", "chart"]
+__all__ = ["Series", "chart", "swatch"]
 
 COLORS = 8  # of the style sheet; more series than that are dashed as well
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
@@ -80,9 +80,8 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
         found = found * 2 if len(found) == 1 else found  # a line of one point would not be drawn
         where = " ".join(f"{across(x):.1f},{down(max(y, low)):.1f}" for x, y in found)
         values = " ".join(f"{x:.6g},{y:.6g}" for x, y in found)
-        dash = DASHES[line.index // COLORS % len(DASHES)]
         parts.append(
-            f'<polyline class="{kind}" style="--color: var(--c{line.index % COLORS})" stroke-dasharray="{dash}" '
+            f'<polyline class="{kind}" style="--color: {_color(line.index)}" stroke-dasharray="{_dash(line.index)}" '
             f'data-index="{line.index}" data-name="{html.escape(line.name)}" data-values="{values}" points="{where}"/>'
         )
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{''.join(parts)}</svg></figure>"
@@ -114,3 +113,17 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _number(value: float) -> str:
     text = f"{value:.6g}"
     return "0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _color(index: int) -> str:
+    return f"var(--c{index % COLORS})"
+
+
+def _dash(index: int) -> str:
+    return DASHES[index // COLORS % len(DASHES)]
+
+
+def swatch(index: int) -> str:
+    """The line of the series of that index, as charts draw it; from the 32nd on lines look like earlier ones."""
+    look = f'stroke="{_color(index)}" stroke-width="2.5" stroke-dasharray="{_dash(index)}"'
+    return f'<svg class="swatch" viewBox="0 0 24 6" aria-hidden="true"><path d="M0 3H24" {look}/></svg>'

@@ -1,7 +1,7 @@
 // The value under the pointer, tables that sort, and the curves of a row or of a name in the legend.
 const tip = document.body.appendChild(Object.assign(document.createElement("div"), { id: "tip", hidden: true }));
 
-for (const svg of document.querySelectorAll("svg")) {
+for (const svg of document.querySelectorAll("figure svg")) {
   const lines = [...svg.querySelectorAll(".line")];
   let points = null, mark = null;
   svg.addEventListener("pointermove", (event) => {

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.chart import HEIGHT, WIDTH, Series, chart
+from reports.chart import HEIGHT, WIDTH, Series, chart, swatch
 from tests.conftest import TINY, Result
 from training.configuration import load_config
 from training.defaults import changed_settings
@@ -76,6 +76,13 @@ class TestChart:
         far = chart("a", "step", [Series("", 0, [1, 2, 3], [1.0, 1e-9, 0.1])], True)
         ((_, a), (_, b), (_, c)) = self.points(far)[0]
         assert b - a == pytest.approx(5 * (c - a), abs=0.5)
+
+    def test_a_swatch_is_the_line_it_stands_for(self) -> None:
+        looks = [re.search(r'stroke="(.*?)".*stroke-dasharray="(.*?)"', swatch(index)).groups() for index in range(32)]
+        assert len(set(looks)) == 32
+        for index, (color, dash) in enumerate(looks):
+            drawn = chart("a", "step", [Series("", index, [1, 2], [1, 2])])
+            assert f'--color: {color}" stroke-dasharray="{dash}"' in drawn
 
     def test_names_are_text(self) -> None:
         assert "<b>" not in chart("<b>", "step", [Series('<b>"', 0, [1, 2], [1.0, 2.0])])

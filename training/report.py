@@ -12,7 +12,7 @@ from urllib.parse import quote
 from omegaconf import DictConfig
 
 from atomic import write_atomically
-from reports.chart import COLORS, DASHES, Series, chart
+from reports.chart import Series, chart, swatch
 from reports.page import embedded, page, picture, table, tiles
 from training.configuration import load_config
 from training.defaults import changed_settings
@@ -123,14 +123,8 @@ def _legend(runs: list[tuple[int, str, list[dict[str, float]]]]) -> str:
     """Which line is whose, where there are several; a touch or the pointer on a name leaves the others faint."""
     if len(runs) < 2:
         return ""
-    entries = (f'<span data-index="{n}">{_swatch(n)} {n} {html.escape(name)}</span>' for n, name, rows in runs if rows)
+    entries = (f'<span data-index="{n}">{swatch(n)} {n} {html.escape(name)}</span>' for n, name, rows in runs if rows)
     return f'<p class="legend">{"".join(entries)}</p>'
-
-
-def _swatch(number: int) -> str:
-    """The line of a run, as the charts draw it."""
-    dash = "dashed" if DASHES[number // COLORS % len(DASHES)] else "solid"
-    return f'<span class="swatch" style="--color: var(--c{number % COLORS}); border-top-style: {dash}"></span>'
 
 
 def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
@@ -142,7 +136,7 @@ def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, st
     heads = (f"<th{'' if name == 'learned' else ' data-sort'}>{html.escape(name)}</th>" for name in names)
     lines = []
     for row, told in sorted(zip(rows, told_apart), key=lambda pair: pair[0].rank):
-        run = f"{_swatch(row.number)} {row.number}"
+        run = f"{swatch(row.number)} {row.number}"
         if (row.folder / "report.html").exists():
             run = f'<a href="{quote(row.folder.relative_to(sweep).as_posix())}/report.html">{run}</a>'
         figures = row.figures
