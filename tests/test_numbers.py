@@ -69,12 +69,12 @@ class TestNotFinite:
         assert "a weight after step 10 is not finite: bijections.1.net.layers.0.bias" in line
 
     def test_a_figure_of_an_evaluation(self, stopped: Callable[..., str]) -> None:
-        log_prob = ResidualFlow.log_prob
+        base_log_prob = ResidualFlow.base_log_prob
 
-        def broken(self: ResidualFlow, x: torch.Tensor) -> torch.Tensor:
-            return log_prob(self, x) * (1 if self.training else math.nan)
+        def broken(self: ResidualFlow, z: torch.Tensor) -> torch.Tensor:
+            return base_log_prob(self, z) * (1 if self.training else math.nan)
 
-        assert "nll after step 10 is not finite" in stopped(ResidualFlow, "log_prob", broken)
+        assert "nll after step 10 is not finite" in stopped(ResidualFlow, "base_log_prob", broken)
 
 
 class TestContraction:

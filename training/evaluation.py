@@ -123,13 +123,14 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int) -> Evaluation:
         for x in in_passes("evaluating", held_out.x, _chunk(flow, held_out.x)):
             flow.eval()
             z, log_det = flow(widened(x))  # so that rounding is no part of the estimator's error
+            surprise = -flow.base_log_prob(z) - log_det
             inverse_error = torch.linalg.vector_norm(flow.preimage(z.to(x.dtype)) - x, dim=1)
             bounds.append(flow.inverse_bound)
             error = torch.zeros_like(log_det)
             if estimates:
                 flow.train()  # in smaller parts, since there may be many probes
                 error = torch.cat([flow(widened(part))[1] for part in x.split(PLAIN_CHUNK)]) - log_det
-            parts.append(torch.stack([-flow.base_log_prob(z) - log_det, error, inverse_error]).cpu().double())
+            parts.append(torch.stack([surprise, error, inverse_error]).cpu().double())
     flow.eval()
     surprise, error, inverse_error = torch.cat(parts, dim=1)
     known = held_out.log_prob is not None
