@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from benchmarks.measurement import arguments, print_table
 from benchmarks.record import Clock, Job, Record
 from benchmarks.runs import digest, run
-from plots.figure import new_figure, pixels, write_png
+from plots.figure import add_axes, new_figure, pixels, write_png
 
 __all__ = ["compare"]
 
@@ -58,10 +57,7 @@ def draw(path: Path, found: Found, densities: Sequence[str], variants: Sequence[
     limits = (0.7 * min(drawn), 1.5 * max(drawn))
     for index, density in enumerate(densities):
         row, column = divmod(index, columns)
-        axes: Axes = figure.add_axes(
-            ((left + (width + 15) * column) / figure.bbox.width, (total - 85 - (60 + high) * row - high) / total,
-             width / figure.bbox.width, high / total)
-        )  # fmt: skip
+        axes = add_axes(figure, left + (width + 15) * column, 85 + (60 + high) * row, width, high)
         for number, (clock, color) in enumerate(zip(clocks, colors)):
             shift = 0.4 * ((number + 0.5) / len(clocks) - 0.5)
             for line, variant in enumerate(variants):

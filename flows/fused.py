@@ -150,10 +150,8 @@ def backward(
 @functools.cache
 def _compiled_passes() -> tuple[Callable, Callable]:
     """Both passes by `torch.compile`. Blocks of one shape share a compilation, which torch keeps on disk as well."""
-    compiled = (  # a sweep in one process meets many shapes
-        torch.compile(function, dynamic=False, fullgraph=True, recompile_limit=1000) for function in (forward, backward)
-    )
-    return next(compiled), next(compiled)
+    options = {"dynamic": False, "fullgraph": True, "recompile_limit": 1000}  # a sweep in one process meets many shapes
+    return torch.compile(forward, **options), torch.compile(backward, **options)
 
 
 def why_not_compiled(device: torch.device) -> str | None:

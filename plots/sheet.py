@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
-from plots.figure import Window, add_color_bar, box, new_figure, pixels, style_axes, write_png
+from plots.figure import Window, add_axes, add_color_bar, box, new_figure, pixels, style_axes, write_png
 from plots.gif import write_gif
 from plots.painting import highest, paint_bar, paint_density
 from plots.palette import DENSITY_MAP, density_palette
@@ -101,7 +101,7 @@ class Sheet:
         self.targets: list[tuple[Axes, Strip]] = []
         for strip, panel, column, line in places:
             top = TOP + line * (SIDE + head + GAP) + head
-            axes = self._axes(LEFT + column * (SIDE + GAP), top, SIDE, SIDE)
+            axes = add_axes(self.figure, LEFT + column * (SIDE + GAP), top, SIDE, SIDE)
             style_axes(axes, strip.window, "")
             axes.set_title(strip.title if panel is None else panel.title, fontsize=8, pad=4)
             if panel is None:
@@ -112,13 +112,9 @@ class Sheet:
                 self.images.append((axes, strip, panel))
             else:
                 axes.text(0.5, 0.5, "no epoch", fontsize=9, ha="center", va="center", transform=axes.transAxes)
-        self.bar = self._axes(LEFT + columns * (SIDE + GAP) + 4, TOP + head, 11, SIDE)
+        self.bar = add_axes(self.figure, LEFT + columns * (SIDE + GAP) + 4, TOP + head, 11, SIDE)
         add_color_bar(self.bar, ScalarMappable(cmap=DENSITY_MAP), "share of the target's highest density")
         self.figure.text(LEFT / self.width, 1 - 20 / self.height, title, fontsize=11, va="center")
-
-    def _axes(self, left: int, top: int, width: int, height: int) -> Axes:
-        bottom = self.height - top - height
-        return self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
 
     def save_png(self, path: Path) -> None:
         """Write the last density of each run."""

@@ -88,8 +88,8 @@ class Muon(Optimizer):
     ) -> None:
         super().__init__(matrices, lr)
         self.momentum, self.weight_decay, self.compiled = momentum, weight_decay, compiled
-        for matrices in self.parameters[:1] * compiled:
-            library_of(matrices.dtype)  # here, not in the first step, whose time counts
+        if compiled and self.parameters:
+            library_of(self.parameters[0].dtype)  # here, not in the first step, whose time counts
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(parameter, requires_grad=False)}

@@ -142,7 +142,7 @@ class Sweep:
             try:
                 row.write()
             except OSError as error:
-                raise UnwritableError(f"{self.how_to_go_on('before a run')} ({error})") from error
+                raise UnwritableError(f"{self._how_to_go_on('before a run')} ({error})") from error
         elif row.overrides != overrides:
             got = f"'{folder}', which is of {' '.join(row.overrides)} where {' '.join(overrides)} should be"
             raise ArgumentError("resume", "a sweep that runs as it did before", got)
@@ -156,10 +156,10 @@ class Sweep:
         try:
             return run(config, folder)
         except Interrupted as stop:
-            raise Interrupted(stop.number, self.how_to_go_on(f"in run {row.number}")) from None
+            raise Interrupted(stop.number, self._how_to_go_on(f"in run {row.number}")) from None
         except (UnwritableError, BrokenPipeError) as error:
             if BrokenPipeError in (type(error), type(error.__cause__)):  # nobody reads what the next would say either
-                raise Interrupted(SIGPIPE, self.how_to_go_on(f"in run {row.number}")) from error
+                raise Interrupted(SIGPIPE, self._how_to_go_on(f"in run {row.number}")) from error
             raise
 
     @contextlib.contextmanager
@@ -167,7 +167,7 @@ class Sweep:
         """While entered, a signal that meets no run at work ends the sweep at once. Nothing is lost by that."""
 
         def stop(number: int, frame: FrameType | None) -> None:
-            raise Interrupted(number, self.how_to_go_on("between runs"))
+            raise Interrupted(number, self._how_to_go_on("between runs"))
 
         previous = {number: signal.signal(number, stop) for number in heard()}
         try:
@@ -176,8 +176,7 @@ class Sweep:
             for number, handler in previous.items():
                 signal.signal(number, handler)
 
-    def how_to_go_on(self, where: str) -> str:
-        """To be said of a sweep that ended before all its runs did."""
+    def _how_to_go_on(self, where: str) -> str:
         return f"stopped {where}, all saved; go on with: python train.py -m resume={self.folder}"
 
     def report(self) -> None:
@@ -197,7 +196,7 @@ class Sweep:
         if failed:
             print(f"{failed} of {len(rows)} runs failed: see the last rows of summary.csv", file=sys.stderr)
         if lost := sum(1 for row in rows if not row.ended):
-            print(f"{lost} of {len(rows)} runs have no result; {self.how_to_go_on('short')}", file=sys.stderr)
+            print(f"{lost} of {len(rows)} runs have no result; {self._how_to_go_on('short')}", file=sys.stderr)
         if failed or lost:
             raise SystemExit(1)
 
