@@ -5,18 +5,17 @@ Nothing of them is written here: each transform of theirs becomes a :class:`~flo
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from arguments import ArgumentError, Range, checked
+from arguments import ArgumentError, Count, checked
+from flows.actnorm import ActNorm
 from flows.bijection import Bijection
 from flows.flow import Flow
 
 __all__ = ["ffjord", "maf", "nice", "nsf", "realnvp"]
-
-Count = Annotated[int, Range(ge=1)]
 
 
 class ZukoTransform(Bijection):
@@ -38,8 +37,8 @@ class ZukoTransform(Bijection):
         return y.to(x.dtype), log_det.to(x.dtype)
 
 
-def _flow(name: str, dimensions: int, transforms: int | None, width: int, depth: int, **settings: int) -> Flow:
-    """The flow of that name on R^d, d = `dimensions`, its networks of `depth` hidden layers of `width` units.
+def _bijections(name: str, dimensions: int, width: int, depth: int, **settings: Any) -> list[Bijection]:
+    """Those of zuko's flow of that name on R^d, its networks of `depth` hidden layers of `width` units.
 
     Raises:
         ArgumentError: zuko is not installed.
@@ -49,37 +48,38 @@ def _flow(name: str, dimensions: int, transforms: int | None, width: int, depth:
     except ImportError:
         accepts = "what is installed (pip install -r requirements-neighbours.txt)"
         raise ArgumentError("", accepts, f"{name}, which is zuko's") from None
-    if transforms is not None:
-        settings["transforms"] = transforms
+    if name == "NICE":  # zuko's has affine couplings unless told otherwise
+        settings |= {"univariate": zuko.transforms.AdditiveTransform, "shapes": [()]}
     made = getattr(zuko.flows, name)(dimensions, hidden_features=[width] * depth, **settings).transform
-    return Flow([ZukoTransform(lazy) for lazy in getattr(made, "transforms", [made])], dimensions)
+    return [ZukoTransform(lazy) for lazy in getattr(made, "transforms", [made])]
 
 
 @checked
 def nice(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
-    """NICE (Dinh et al. 2014, arXiv 1410.8516): additive couplings, of constant volume but for a last scaling."""
-    return _flow("NICE", dimensions, transforms, width, depth)
+    """NICE (Dinh et al. 2014, arXiv 1410.8516): additive couplings, of constant volume, and a scaling at the end."""
+    couplings = _bijections("NICE", dimensions, width, depth, transforms=transforms)
+    return Flow([*couplings, ActNorm(dimensions)], dimensions)
 
 
 @checked
 def realnvp(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
     """Real NVP (Dinh et al. 2017, arXiv 1605.08803): affine couplings."""
-    return _flow("RealNVP", dimensions, transforms, width, depth)
+    return Flow(_bijections("RealNVP", dimensions, width, depth, transforms=transforms), dimensions)
 
 
 @checked
 def maf(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
     """A masked autoregressive flow (Papamakarios et al. 2017, arXiv 1705.07057)."""
-    return _flow("MAF", dimensions, transforms, width, depth)
+    return Flow(_bijections("MAF", dimensions, width, depth, transforms=transforms), dimensions)
 
 
 @checked
 def nsf(dimensions: int, transforms: Count = 4, bins: Count = 16, width: Count = 64, depth: Count = 2) -> Flow:
     """A neural spline flow (Durkan et al. 2019, arXiv 1906.04032), autoregressive."""
-    return _flow("NSF", dimensions, transforms, width, depth, bins=bins)
+    return Flow(_bijections("NSF", dimensions, width, depth, transforms=transforms, bins=bins), dimensions)
 
 
 @checked
 def ffjord(dimensions: int, width: Count = 64, depth: Count = 2) -> Flow:
     """A continuous flow with its exact trace (Grathwohl et al. 2019, arXiv 1810.01367)."""
-    return _flow("CNF", dimensions, None, width, depth)
+    return Flow(_bijections("CNF", dimensions, width, depth), dimensions)

@@ -39,6 +39,18 @@ def test_the_inverse_and_the_log_det(flow: Flow) -> None:
     torch.testing.assert_close(log_det[:5], torch.linalg.slogdet(J).logabsdet, rtol=0, atol=SOLVED)
 
 
+@pytest.mark.parametrize("name", ["nice", "realnvp"])
+def test_of_the_couplings_those_of_nice_alone_keep_volumes(name: str) -> None:
+    torch.manual_seed(0)
+    flow = getattr(neighbours, name)(2, width=8)
+    flow.initialize(3 * torch.randn(500, 2) + 1)
+    log_det = flow(torch.randn(50, 2))[1].detach()
+    assert (float(log_det.std()) < 1e-6) == (name == "nice")
+    if name == "nice":  # all of it is that of the scaling, which the data have set
+        torch.testing.assert_close(log_det[0], flow.bijections[-1].log_scale.detach().sum())
+        assert float(log_det[0]) < -1
+
+
 def test_its_density_integrates_to_one(flow: Flow) -> None:
     side = torch.linspace(-8, 8, 101)
     grid = torch.cartesian_prod(side, side)
