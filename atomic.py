@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["blaming", "remove_unfinished", "write_atomically"]
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
+
+__all__ = ["blaming", "locked", "remove_unfinished", "write_atomically"]
 
 UNFINISHED = ".unfinished"  # how the names end of files that are being written
+PATIENCE = 3.0 if os.name == "nt" else 0.0  # seconds to wait for other programs to close a file
+UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)  # by a file system
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
@@ -29,11 +38,24 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())  # the data must be on the disk before the name points to it
-            os.replace(temporary, path)
+            _replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    """Give the file its name, which Windows refuses while a program, such as a virus scanner, has the old one open."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            os.replace(temporary, path)
+            return
+        except PermissionError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(0.05)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -43,8 +65,37 @@ def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:  # as by folders that a virtual machine shares with its host
+            raise
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def locked(handle: int, wait: bool) -> Iterator[None]:
+    """While entered no other process is, for the same file or folder; where the system knows no locks, others may be.
+
+    Args:
+        handle: of the file or folder, open.
+        wait: for another to leave.
+
+    Raises:
+        BlockingIOError: another is inside, and `wait` is false.
+    """
+    held = False
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            held = True
+        except OSError as error:
+            if error.errno not in UNSUPPORTED:
+                raise
+    try:
+        yield
+    finally:
+        if held:  # a process that is killed lets go of it as well
+            fcntl.flock(handle, fcntl.LOCK_UN)
 
 
 @contextlib.contextmanager

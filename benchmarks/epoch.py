@@ -53,7 +53,7 @@ def run_timed(report: Path) -> None:
     clocked(trainer.Trainer, "_write_metrics", "writing")
     command(train.train, train.Settings, "train", train.RESUMABLE)
     seconds["all"] = time.time() - began
-    report.write_text(json.dumps(seconds))
+    report.write_text(json.dumps(seconds), encoding="utf-8")
 
 
 def main() -> None:
@@ -77,7 +77,7 @@ def main() -> None:
             check=True,
             env={**os.environ, "PYTHONPATH": str(PROJECT), BEGAN: str(time.time())},
         )
-        seconds = json.loads(report.read_text())
+        seconds = json.loads(report.read_text(encoding="utf-8"))
     total = seconds.pop("all")
     seconds["the rest"] = total - sum(seconds.values())
     order = ("start-up", "training", "evaluation", "drawing", "writing", "the rest")

@@ -115,5 +115,6 @@ def write_json(path: Path, threads: int, results: Any) -> None:
 
 def _processor() -> str:
     path = Path("/proc/cpuinfo")
-    names = [line for line in path.read_text().splitlines() if line.startswith("model name")] if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    names = [line for line in lines if line.startswith("model name")]
     return names[0].partition(": ")[2] if names else platform.processor()

@@ -61,7 +61,7 @@ class Record:
 
     def _read(self) -> None:
         if self.path.exists():
-            with open(self.path, newline="") as file:
+            with open(self.path, newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     job = Job(**{name: kind(row[name]) for name, kind in JOB.items()})
                     self._rows[job] = {name: row[name] for name in RESULTS}

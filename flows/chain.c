@@ -373,16 +373,16 @@ static void add_sums(const real *stack, int width, int n, int rows, real *by_bia
     }
 }
 
-/* The part of `kept` that belongs to the samples from `start`, of one block and layer. */
-static real *kept_of(const Chain *chain, real *kept, int64_t batch, int chunk, int block, int layer, int64_t start) {
+/* Where in `kept` is what belongs to the samples from `start`, of one block and layer. */
+static int64_t place_in_kept(const Chain *chain, int64_t batch, int chunk, int block, int layer, int64_t start) {
     int wide = padded(chain->width);
     int64_t of_chunk = (int64_t)whole_tiles((1 + chain->d) * chunk) * wide, chunks = (batch + chunk - 1) / chunk;
-    return kept + (((int64_t)block * (chain->depth - 1) + layer - 1) * chunks + start / chunk) * of_chunk;
+    return (((int64_t)block * (chain->depth - 1) + layer - 1) * chunks + start / chunk) * of_chunk;
 }
 
 /* Numbers that `forward` keeps for `backward`. */
 int64_t kept_numbers(const Chain *chain, int64_t batch, int chunk) {
-    return kept_of(chain, NULL, batch, chunk, chain->blocks, 1, 0) - (real *)NULL;
+    return place_in_kept(chain, batch, chunk, chain->blocks, 1, 0);
 }
 
 static void enter_block(const Chain *chain, int block, int n, const real *z, Work *work) {
@@ -528,7 +528,7 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
             int n = end - start < chunk ? end - start : chunk;
             enter_block(chain, block, n, inputs + (block * batch + start) * d, &work);
             for (int layer = 1; layer < chain->depth && kept; layer++)
-                work.pre[layer] = kept_of(chain, kept, batch, chunk, block, layer, start);
+                work.pre[layer] = kept + place_in_kept(chain, batch, chunk, block, layer, start);
             real *z = inputs + ((block + 1) * batch + start) * d;
             if (chain->inverted[block]) {
                 memcpy(y, work.x, sizeof(real) * n * d);
@@ -872,7 +872,7 @@ int backward(const Chain *chain, Chain *gradient, int64_t batch, int chunk, int6
             else enter_block(chain, block, n, z, &work);
             first_layer(chain, n, &work);
             for (int layer = 1; layer < depth; layer++)
-                work.pre[layer] = kept_of(chain, kept, batch, chunk, block, layer, start);
+                work.pre[layer] = kept + place_in_kept(chain, batch, chunk, block, layer, start);
             /* What leaves the block is x + g, or x, the solution, itself. */
             memcpy(work.by_x, by_output, sizeof(real) * n * d);
             for (int k = 0; k < n * d; k++) work.out[k] = inverted ? 0 : by_output[k];

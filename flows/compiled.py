@@ -11,6 +11,7 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["CompileError", "alone_in_threads", "in_threads", "library", "shares"]
+__all__ = ["CompileError", "alone_in_threads", "in_threads", "library", "program", "shares"]
 
 HEADER = Path(__file__).with_name("vectors.h")  # that all sources include
 FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fPIC", "-shared")
@@ -52,7 +53,7 @@ def alone_in_threads() -> Iterator[None]:
         _threads_alone = None
 
 
-def shares(batch: int, chunk: int, least: int = 1) -> list[tuple[int, int]]:
+def shares(batch: int, chunk: int, least: int) -> list[tuple[int, int]]:
     """Cut `range(batch)` into one part a thread, of whole chunks, none but the last smaller than `least`.
 
     Always in the same way, so that sums have one order.
@@ -94,32 +95,53 @@ def library(source: Path, dtype: torch.dtype, *definitions: str) -> ctypes.CDLL:
         raise CompileError(f"compiled code computes in float32 and float64, not in {dtype}")
     if dtype == torch.float64:
         definitions = (*definitions, "-DDOUBLE")
-    compiler = (
-        shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if shutil.which(name)][:1]
-    )
-    if not compiler or not shutil.which(compiler[0]):
-        raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'})")
+    if os.name == "nt":  # compilers there do not align the stack as AVX needs it
+        raise CompileError("nothing is compiled on Windows itself; its Linux (WSL) has all")
+    compiler = shlex.split(os.environ.get("CC", "")) or [name for name in ("cc", "gcc", "clang") if program(name)][:1]
+    if not compiler or not program(compiler[0]):
+        hint = "; xcode-select --install brings one" if sys.platform == "darwin" else ""
+        raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'}){hint}")
     command = [*compiler, *FLAGS, *definitions]
-    made_from = [HEADER.read_text(), source.read_text(), *command, _processor()]
+    made_from = [HEADER.read_text(encoding="utf-8"), source.read_text(encoding="utf-8"), *command, _processor()]
     key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
     try:
-        path = _cache() / f"{source.stem}-{key}.so"
-        if not path.exists():
-            _compile(command, source, path)
-        return ctypes.CDLL(str(path))
-    except OSError as error:  # a full disk, or one where nothing may be executed
+        try:
+            return _loaded(command, source, _cache() / f"{source.stem}-{key}.so")
+        except OSError:  # a full disk, or one where nothing may be executed
+            return _loaded(command, source, Path(_own_folder().name) / f"{source.stem}-{key}.so")
+    except OSError as error:
         raise CompileError(f"what was compiled cannot be kept or loaded: {error}") from error
+
+
+def program(name: str) -> str | None:
+    """Where the program `name` is; None if it is not there."""
+    path = shutil.which(name)
+    if path is not None and sys.platform == "darwin" and path.startswith("/usr/bin/") and not _has_developer_tools():
+        return None  # what stands in for it would open a window that offers to install it
+    return path
+
+
+@functools.cache
+def _has_developer_tools() -> bool:
+    return subprocess.run(["xcode-select", "-p"], capture_output=True, check=False).returncode == 0
+
+
+def _loaded(command: list[str], source: Path, path: Path) -> ctypes.CDLL:
+    if not path.exists():
+        _compile(command, source, path)
+    return ctypes.CDLL(str(path))
 
 
 def _compile(command: list[str], source: Path, path: Path) -> None:
     # In a folder of its own, since another process may be compiling the same, then renamed: what has a name is whole.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         made = Path(folder) / path.name
-        for native in ("-march=native", "-mcpu=native"):  # compilers differ in the name, by processor
+        for native in (["-march=native"], ["-mcpu=native"], []):  # compilers differ in the name, by processor
             done = subprocess.run(
-                [*command, native, f"-I{HEADER.parent}", "-o", str(made), str(source), "-lm"],
+                [*command, *native, f"-I{HEADER.parent}", "-o", str(made), str(source), "-lm"],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 check=False,
             )
             if done.returncode == 0:
@@ -141,12 +163,18 @@ def _cache() -> Path:
             return folder
     except (OSError, RuntimeError):
         pass  # no home, or one that cannot be written, is no reason to compute slowly
-    return Path(tempfile.mkdtemp(prefix="residual-flows-"))
+    return Path(_own_folder().name)
+
+
+@functools.cache
+def _own_folder() -> tempfile.TemporaryDirectory:
+    """A folder that goes when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="residual-flows-")
 
 
 def _processor() -> str:
-    """What decides which instructions there are: a cache may be shared by machines that differ."""
+    """What decides which instructions and libraries there are: a cache may be shared by machines that differ."""
     cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))]
-    return "\0".join([platform.machine(), platform.processor(), *flags[:1]])
+    return "\0".join([platform.machine(), platform.processor(), *platform.libc_ver(), *flags[:1]])

@@ -15,7 +15,7 @@ FOLDER = Path(__file__).resolve().parent
 
 def page(title: str, subtitle: str, body: Sequence[str]) -> str:
     """A whole document that loads nothing."""
-    style, script = ((FOLDER / name).read_text() for name in ("style.css", "script.js"))
+    style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +16,11 @@ import torch
 
 import sample
 import train
+from flows.compiled import program
 from training.command_line import command
 
 PROJECT = Path(__file__).resolve().parent.parent
-COMPILER = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+COMPILER = any(program(name) for name in ("cc", "gcc", "clang"))
 TINY = (
     "flow.blocks=2", "flow.width=8", "trainer.epochs=2", "trainer.steps_per_epoch=5", "trainer.batch_size=32",
     "trainer.held_out=500", "device=cpu", f"compile={str(COMPILER).lower()}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
 import os
 import signal
@@ -571,3 +572,20 @@ def test_several_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
         found = list(pool.map(lambda _: compiled.library(series.SOURCE, torch.float32), range(4)))
     assert all(hasattr(library, "series") for library in found)
     assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
+
+
+def test_where_the_cache_may_not_be_executed_from_another_folder_is_used(
+    compiler: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, refused = ctypes.CDLL, []
+
+    def refuse(path: str) -> ctypes.CDLL:
+        if path.startswith(str(tmp_path)):
+            refused.append(path)
+            raise OSError("failed to map segment from shared object")
+        return load(path)
+
+    monkeypatch.setattr(compiled, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(compiled.ctypes, "CDLL", refuse)
+    assert hasattr(compiled.library(series.SOURCE, torch.float32), "series")
+    assert len(refused) == 1

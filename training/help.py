@@ -35,7 +35,7 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
         overrides: what else was typed: the settings of the choices among them are shown, `flow=iresnet --help`.
     """
     path = CONFIGS / f"{config_name}.yaml"
-    texts = yaml.safe_load(path.read_text())["hydra"]["help"]
+    texts = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["help"]
     typed = dict(item.split("=", 1) for item in overrides if "=" in item)
     groups = [group for group in _matches(DEFAULT, path) if (CONFIGS / group.name).is_dir()]
     lines = [texts["header"].rstrip(), ""]
@@ -43,7 +43,7 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
         lines.append("Groups, and their choices (the default first):")
         for group in groups:
             names = [file.relative_to(CONFIGS / group.name) for file in (CONFIGS / group.name).rglob("*.yaml")]
-            others = sorted(name for name in (str(file.with_suffix("")) for file in names) if name != group.value)
+            others = sorted(name for name in (file.with_suffix("").as_posix() for file in names) if name != group.value)
             first = [] if group.value == "null" else [group.value]
             lines += _entry(group.name, ", ".join([*first, *others]), group.comment)
         lines.append("")
@@ -65,7 +65,7 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
 
 
 def _matches(pattern: re.Pattern[str], path: Path) -> Iterator[Setting]:
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         if match := pattern.fullmatch(line):
             yield Setting(*match.groups())
 

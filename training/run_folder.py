@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,22 +21,18 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from arguments import ArgumentError
-from atomic import remove_unfinished
+from atomic import locked, remove_unfinished
 from datasets.points import window_of
 from datasets.target import Window
 from flows import Flow
 from flows.bijection import InverseError
+from flows.compiled import program
 from flows.lipschitz import LipschitzLinear
 from flows.precision import evaluation_device
 from flows.standardize import Standardize
 from training.checkpoint import belonging_together, load_checkpoint
 from training.configuration import build, build_flow, check_config, load_config
 from training.diagnosis import ContractionError, NonFiniteError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where a folder is not held
-    fcntl = None
 
 __all__ = [
     "STOPPED",
@@ -46,6 +43,7 @@ __all__ = [
     "load_run",
     "load_summary",
     "open_folder",
+    "resuming",
 ]
 
 
@@ -55,6 +53,11 @@ class UnwritableError(RuntimeError):
 
 STOPPED = (NonFiniteError, ContractionError, InverseError, UnwritableError)
 """What ends a run that began: the message says all, in one line."""
+
+
+def resuming(folder: Path) -> str:
+    """What to type, in a shell, to go on with the run or sweep there."""
+    return shlex.quote(f"resume={folder}")
 
 
 @contextlib.contextmanager
@@ -69,12 +72,13 @@ def open_folder(folder: Path, resume: bool) -> Iterator[None]:
     with contextlib.ExitStack() as on_leaving:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            if fcntl is not None:  # the lock goes with the process, however that ends
+            if os.name == "posix":  # elsewhere a folder cannot be opened, and is not held
                 handle = os.open(folder, os.O_RDONLY)
                 on_leaving.callback(os.close, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                on_leaving.enter_context(locked(handle, wait=False))
             if not resume and (folder / "config.yaml").exists():
-                raise ArgumentError(setting, f"a folder without a run (or go on with resume={folder})", f"'{folder}'")
+                accepts = f"a folder without a run (or go on with {resuming(folder)})"
+                raise ArgumentError(setting, accepts, f"'{folder}'")
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             for name in ("plots", "densities"):
@@ -89,7 +93,7 @@ def open_folder(folder: Path, resume: bool) -> Iterator[None]:
             yield
         except OSError as error:
             begun = (folder / "config.yaml").exists()
-            then = f"; every file in {folder} is whole: go on with: python train.py resume={folder}" if begun else ""
+            then = f"; every file in {folder} is whole: go on with: python train.py {resuming(folder)}" if begun else ""
             raise UnwritableError(f"stopped: {error}{then}") from error
 
 
@@ -115,18 +119,17 @@ def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     """Output of a git command in the project's own folder; None where there is no git or no repository."""
-    folder = Path(__file__).resolve().parent.parent
-    try:
-        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    folder, git = Path(__file__).resolve().parent.parent, program("git")
+    if git is None:
         return None
+    done = subprocess.run([git, *arguments], cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 
 def load_metrics(folder: Path) -> list[dict[str, float]]:
     """The rows of metrics.csv, an empty field as not a number; none where the run ended before its first epoch did."""
     try:
-        with open(folder / "metrics.csv", newline="") as file:
+        with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
             return [{key: float(value or "nan") for key, value in row.items()} for row in csv.DictReader(file)]
     except FileNotFoundError:
         return []
@@ -134,7 +137,7 @@ def load_metrics(folder: Path) -> list[dict[str, float]]:
 
 def load_summary(folder: Path) -> dict[str, Any]:
     """The summary.json of a run that has ended."""
-    return json.loads((folder / "summary.json").read_text())
+    return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)

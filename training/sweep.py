@@ -27,7 +27,7 @@ from training.configuration import load_config
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.interruption import SIGPIPE, Interrupted, heard
 from training.report import write_sweep_report
-from training.run_folder import STOPPED, UnwritableError, load_summary
+from training.run_folder import STOPPED, UnwritableError, load_summary, resuming
 from training.sweep_table import SWEEP, SweepRow, read_rows, write_table
 
 __all__ = ["Sweep", "SweepCallback", "combinations", "what_is_swept"]
@@ -98,7 +98,7 @@ class Sweep:
         """
         accepts = f"a folder written by train.py -m, with its {SWEEP}"
         try:
-            overrides = json.loads((folder / SWEEP).read_text())["overrides"]
+            overrides = json.loads((folder / SWEEP).read_text(encoding="utf-8"))["overrides"]
             # A file may come from anyone: it may choose settings, not name code to run.
             foreign = [
                 item.input_line for item in OverridesParser.create().parse_overrides(overrides) if _foreign(item)
@@ -121,7 +121,7 @@ class Sweep:
             try:
                 path.touch(exist_ok=False)  # of two that begin at once, one does
             except FileExistsError:
-                accepts = f"a folder without a sweep (or go on with -m resume={self.folder})"
+                accepts = f"a folder without a sweep (or go on with -m {resuming(self.folder)})"
                 raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}'") from None
             write_atomically(path, content.encode())
         except OSError as error:
@@ -177,7 +177,7 @@ class Sweep:
                 signal.signal(number, handler)
 
     def _how_to_go_on(self, where: str) -> str:
-        return f"stopped {where}, all saved; go on with: python train.py -m resume={self.folder}"
+        return f"stopped {where}, all saved; go on with: python train.py -m {resuming(self.folder)}"
 
     def report(self) -> None:
         """Say what came out.

@@ -13,12 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from arguments import ArgumentError
-from atomic import write_atomically
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from atomic import locked, write_atomically
 
 __all__ = ["SWEEP", "SweepRow", "differences", "in_words", "read_rows", "write_table"]
 
@@ -79,7 +74,7 @@ class SweepRow:
             ArgumentError: the file there is not a row.
         """
         try:
-            return cls(folder, **json.loads((folder / FILE).read_text()))
+            return cls(folder, **json.loads((folder / FILE).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (TypeError, ValueError) as error:
@@ -122,9 +117,7 @@ def write_table(sweep: Path) -> None:
 @contextlib.contextmanager
 def _alone(sweep: Path) -> Iterator[None]:
     """Wait for the sweep's other processes to leave the table: two that write at once would lose each other's rows."""
-    with open(sweep / ".summary.lock", "w") as file:
-        if fcntl is not None:  # the lock goes with the file's closing, or with the process
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with open(sweep / ".summary.lock", "wb") as file, locked(file.fileno(), wait=True):
         yield
 
 
