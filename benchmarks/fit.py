@@ -90,7 +90,7 @@ def ours(data: str, target: TargetDensity) -> Contestant:
 
 
 def normflows_flow(data: str, target: TargetDensity) -> Contestant:
-    """The residual flow of normflows' example: 16 blocks 2-128-128-2, Adam 1e-3."""
+    """The residual flow of normflows' example, 16 blocks 2-128-128-2: see `benchmarks.peers`."""
     import normflows
 
     from benchmarks.peers import normflows_model

@@ -15,7 +15,10 @@ TRUNCATED = 10  # terms, where a comparison truncates the series
 
 
 def normflows_model(d: int, blocks: int, width: int, **of_residual: Any) -> nn.Module:
-    """The residual flow of normflows' own example: LipschitzMLP d-w-w-d, ActNorm after each block."""
+    """The architecture of normflows' own example: LipschitzMLP d-w-w-d, ActNorm after each block.
+
+    With the bound 0.98 instead of its 0.9, as sharp as ours.
+    """
     flows = []
     for _ in range(blocks):
         net = normflows.nets.LipschitzMLP([d, width, width, d], init_zeros=True, lipschitz_const=0.98)
@@ -24,7 +27,10 @@ def normflows_model(d: int, blocks: int, width: int, **of_residual: Any) -> nn.M
 
 
 def normflows_step(model: nn.Module, draw: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A training step as in normflows' example: Adam, then `update_lipschitz` with 5 power iterations."""
+    """A training step as in normflows' example: Adam, then `update_lipschitz`.
+
+    At the rate 1e-3 instead of its 3e-4, and with 5 power iterations, its networks' default, instead of its 50.
+    """
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     model.train()
 

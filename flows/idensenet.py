@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arguments import OneOf, Range, checked
-from flows.activations import Activation, activation_names, make_activation
+from arguments import Count, checked
+from flows.activations import Activation, ActivationName, make_activation
 from flows.compiled import CompileError
 from flows.estimators import LogDetEstimator, series
-from flows.lipschitz import LipschitzLinear, LipschitzNet, NormalizedNet
+from flows.lipschitz import Coeff, LipschitzLinear, LipschitzNet, NormalizedNet
 from flows.residual_block import ResidualBlock
 from flows.residual_flow import FlowOfBlocks
 
@@ -32,7 +31,7 @@ class LipschitzDenseNet(LipschitzNet):
 
     Args:
         dimensions: d, of input and output.
-        width: units that each layer adds, before the activation's expansion: the growth.
+        width: units that each layer adds, before the activation's expansion; the authors' growth counts them after it.
         depth: n, number of layers that add some.
         coeff: c, the bound on every layer's largest singular value.
         activation: name of a file in `flows/activations`; each layer has its own.
@@ -41,11 +40,11 @@ class LipschitzDenseNet(LipschitzNet):
     @checked
     def __init__(
         self,
-        dimensions: Annotated[int, Range(ge=1)],
-        width: Annotated[int, Range(ge=1)],
-        depth: Annotated[int, Range(ge=1)],
-        coeff: Annotated[float, Range(gt=0, lt=1)],
-        activation: Annotated[str, OneOf(activation_names)],
+        dimensions: Count,
+        width: Count,
+        depth: Count,
+        coeff: Coeff,
+        activation: ActivationName,
     ) -> None:
         super().__init__()
         self.coeff = coeff
@@ -126,7 +125,7 @@ class IDenseNet(FlowOfBlocks):
         dimensions: d.
         estimator: of the log-determinants, while training.
         blocks: number of residual blocks.
-        width: units that each layer of a block adds: the growth.
+        width: units that each layer of a block adds, before the activation's expansion.
         depth: layers of a block that add some.
         activation: see `flows/activations`.
         coeff: c, the bound on the largest singular value of every layer, and here on a block's Lipschitz constant.
@@ -138,15 +137,15 @@ class IDenseNet(FlowOfBlocks):
         self,
         dimensions: int,
         estimator: LogDetEstimator,
-        blocks: Annotated[int, Range(ge=1)] = 10,
-        width: Annotated[int, Range(ge=1)] = 16,
-        depth: Annotated[int, Range(ge=1)] = 3,
-        activation: Annotated[str, OneOf(activation_names)] = "clipswish",
-        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.99,
+        blocks: Count = 10,
+        width: Count = 16,
+        depth: Count = 3,
+        activation: ActivationName = "clipswish",
+        coeff: Coeff = 0.99,
         actnorm: bool = True,
     ) -> None:
         nets = (LipschitzDenseNet(dimensions, width, depth, coeff, activation) for _ in range(blocks))
-        super().__init__(([ResidualBlock(net, estimator)] for net in nets), dimensions, estimator, actnorm)
+        super().__init__(([ResidualBlock(net, estimator)] for net in nets), dimensions, actnorm)
 
     def compile_for(self, device: torch.device) -> str | None:
         """The series of an estimate alone: of the network there is no compiled code."""

@@ -19,8 +19,9 @@ class Fourier(Activation):
     Its derivative has norm exactly 1 everywhere, as that of :class:`~flows.activations.sincos.SinCos`, whatever
     :math:`\omega`. A spectrally normalized weight has short rows (in two dimensions the squares of all sum up to two at
     most): with :math:`\omega = 1` few units see much of a period of their sine, and the network is nearly linear.
-    Networks of sines without such a bound multiply by a fixed frequency too (Sitzmann et al. 2020, arXiv 2006.09661,
-    section 3.2).
+    The implicit flows of Lu et al. 2021 (arXiv 2103.09527, in their code for toy densities) have one fixed frequency,
+    :math:`\sin(2 \pi x) / 2 \pi`, and networks of sines without such a bound have one too (Sitzmann et al. 2020, arXiv
+    2006.09661, section 3.2).
     """
 
     expansion = 2
