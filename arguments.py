@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-__all__ = ["ArgumentError", "OneOf", "Range", "check_arguments", "check_value", "checked", "nearest"]
+__all__ = ["ArgumentError", "Count", "OneOf", "Range", "check_arguments", "check_value", "checked", "nearest"]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -55,6 +55,10 @@ class Range:
     def __str__(self) -> str:
         words = [("above", self.gt), ("at least", self.ge), ("below", self.lt), ("at most", self.le)]
         return " and ".join(f"{word} {bound:g}" for word, bound in words if bound is not None)
+
+
+Count = Annotated[int, Range(ge=1)]
+"""How many there are of something that there must be."""
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,12 @@ from torch import Tensor
 from arguments import ArgumentError, Range
 from atomic import write_atomically
 from datasets.point_table import PointTable
+from datasets.target import midpoints
 from plots.samples import draw_samples
 from training import evaluation
 from training.command_line import command
 from training.configuration import choose_device
-from training.density_grid import midpoints
-from training.progress import in_passes
+from training.passes import in_passes
 from training.run_folder import LoadedRun, load_run
 
 ROWS = 20_000  # of a CSV file, written at a time

@@ -16,8 +16,6 @@ import torch
 from omegaconf import DictConfig
 
 from arguments import Range
-from datasets import Points
-from datasets.data_file import DataFile
 from training.captured import require_capturable
 from training.command_line import command
 from training.configuration import build, build_flow, build_target, choose_device, save_config
@@ -50,10 +48,9 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     torch.manual_seed(settings.seed)
 
     target = build_target(config)
-    if isinstance(target, DataFile):
-        config.data.update(target.origin)
+    config.data.update(target.origin)
     flow = build_flow(config)
-    if isinstance(target, Points):
+    if target.in_own_units:
         flow.bijections[0].load_state_dict({"mean": target.mean, "std": target.std})
     flow = flow.to(device)
     if config.trainer.get("cuda_graph"):
@@ -62,8 +59,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
     optimizer = build(config.optimizer)(flow)
     logger = build(config.logger)() if "logger" in config else None
     with open_folder(folder, resume=settings.resume is not None):
-        trainer = build(
-            config.trainer,
+        trainer = build(config.trainer)(
             flow=flow,
             target=target,
             optimizer=optimizer,
@@ -72,12 +68,11 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             title=f"{config.choices.flow} on {config.choices.data}",
             about={**describe(config, device), "compiled": flow.compiled},
             logger=logger,
-        )()
+        )
         if settings.resume is not None:
             trainer.restore()
-        evaluation = trainer.finished()
-        if finished := evaluation is not None:
-            print(f"this run is finished and stays as it is: {trainer.limit} is used up, a larger one goes on")
+        if (evaluation := trainer.finished()) is not None:
+            print(f"this run is finished and stays as it is: to train longer, raise {trainer.limit}")
         else:
             config.resume = None  # of this sitting, not of the run
             (folder / "report.html").unlink(missing_ok=True)  # of an end that this will not be
@@ -86,7 +81,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
                 message = "compile=true: going on without, because nothing can be compiled here: "
                 print(message + why_not_compiled, file=sys.stderr)
             evaluation = trainer.fit()
-        if not finished or not (folder / "report.html").exists():  # the run may have been killed before its report
+        if not (folder / "report.html").exists():  # a run that is finished may have been killed before it
             write_run_report(folder)
             if logger is not None:
                 logger.finish(folder, config, load_summary(folder))

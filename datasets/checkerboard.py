@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window, panels, square, widened
+from datasets.target import TargetDensity, Window, panels, square
 
 __all__ = ["Checkerboard"]
 
@@ -43,7 +43,7 @@ class Checkerboard(TargetDensity):
         return torch.minimum(x, torch.nextafter((corner + SIDE).float(), torch.tensor(-math.inf)))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = widened(x)
+        y = x.double()
         even, odd = (self._log_share(y, starts) for starts in (EVEN, ODD))  # of x and of y, shape (..., 2)
         return (torch.logaddexp(even.sum(-1), odd.sum(-1)) - math.log(AREA)).to(x.dtype)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.target import TargetDensity, widened
+from datasets.target import TargetDensity
 
 __all__ = ["CurveDensity"]
 
@@ -47,7 +47,7 @@ class CurveDensity(TargetDensity):
         """The log-density, with `noise` as the unit of length, of all the noise together: shapes (..., 2) to (...)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = widened(x).reshape(-1, 2)
+        y = x.double().reshape(-1, 2)
         return torch.cat([self._log_prob(part) for part in y.split(CHUNK)]).view(x.shape[:-1]).to(x.dtype)
 
     def _log_prob(self, y: Tensor) -> Tensor:

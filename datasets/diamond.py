@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window, square, widened
+from datasets.target import TargetDensity, Window, square
 
 __all__ = ["Diamond"]
 
@@ -44,7 +44,7 @@ class Diamond(TargetDensity):
         return (torch.stack([a + b, b - a], dim=1) / math.sqrt(2)).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = widened(x)
+        y = x.double()
         a, b = y.unbind(-1)  # turned back, the coordinates are independent
         return (self._log_prob_along((a - b) / math.sqrt(2)) + self._log_prob_along((a + b) / math.sqrt(2))).to(x.dtype)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from arguments import Range, checked
 from datasets.data_file import DataFile
-from datasets.target import TargetDensity, Window, widened
+from datasets.target import TargetDensity, Window
 
 __all__ = ["Image"]
 
@@ -109,7 +109,7 @@ class Image(DataFile, TargetDensity):
 
     def _cell(self, x: Tensor) -> Tensor:
         """Column and row of the pixel of each point, shapes (..., 2) to (..., 2)."""
-        y = widened(x)
+        y = x.double()
         return ((y - self.corner.to(y)) / self.pixel).floor().clamp(-1, 2**20).long()
 
     @property

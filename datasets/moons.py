@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import checked
-from datasets.target import Noise, TargetDensity, Window, panels, square, widened
+from datasets.target import Noise, TargetDensity, Window, panels, square
 
 __all__ = ["Moons"]
 
@@ -41,7 +41,7 @@ class Moons(TargetDensity):
         return (x + 2 * self.noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = widened(x)
+        y = x.double()
         centres = y.new_tensor([UPPER, LOWER])
         offset = (y.unsqueeze(-2) - centres) * y.new_tensor([[1.0], [-1.0]])  # turned, so that both arcs face up
         return (torch.logsumexp(self._log_prob_of_arc(offset), dim=-1) - math.log(2)).to(x.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window, square, widened
+from datasets.target import TargetDensity, Window, square
 
 __all__ = ["Pinwheel"]
 
@@ -66,7 +66,7 @@ class Pinwheel(TargetDensity):
         return SCALE * torch.stack([r * cos + t * sin, t * cos - r * sin], dim=-1)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = widened(x).reshape(-1, 2) / SCALE
+        y = x.double().reshape(-1, 2) / SCALE
         rho, theta = torch.linalg.vector_norm(y, dim=1), torch.atan2(y[:, 1], y[:, 0])
         # Where a circle is bent too little to overtake itself: only the ascending roots, one for each blade.
         folded = RATE * rho * rho.clamp(max=FAR).exp() > 1

@@ -31,6 +31,9 @@ class Points(PointTable, Target):
         sha256: digest that the file must have; None for any.
     """
 
+    in_own_units = True
+    drawn_as = "histogram of the data"
+
     @checked
     def __init__(
         self,
@@ -57,15 +60,16 @@ class Points(PointTable, Target):
         passes = [torch.randperm(len(self.train), generator=generator) for _ in range(math.ceil(n / len(self.train)))]
         return self.train[torch.cat(passes)[:n]]
 
+    def hold_out(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.held_out[:n]
+
     @property
     def window(self) -> Window:
         return window_of(self.train)
 
-    def histogram(self, bins: int) -> np.ndarray:
-        """Points per unit area of the window, as a share of all: shape (bins, bins), the lowest y first.
-
-        Where points are few, neighbouring bins share their mean.
-        """
+    def on_grid(self) -> np.ndarray:
+        """A histogram. Where points are few, neighbouring cells share their mean."""
+        bins = self.cells
         points = torch.cat([self.train, self.held_out]).numpy()
         fit = max(size for size in range(1, bins + 1) if bins % size == 0 and (size <= 10 or size**2 <= len(points)))
         counts, x, y = np.histogram2d(points[:, 0], points[:, 1], fit, self.window)

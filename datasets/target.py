@@ -7,8 +7,8 @@ import contextlib
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from arguments import ArgumentError, Range
 
-__all__ = ["Length", "Noise", "Target", "TargetDensity", "Window", "panels", "square", "widened"]
+__all__ = ["Length", "Noise", "Target", "TargetDensity", "Window", "midpoints", "panels", "square"]
 
 Length = Annotated[float, Range(gt=0, le=1e6)]
 """A setting that is a length in the plane."""
@@ -31,23 +31,44 @@ Window = tuple[tuple[float, float], tuple[float, float]]
 class Target(abc.ABC):
     """What a flow on the plane is trained on."""
 
-    cells: int = 100
+    cells: ClassVar[int] = 100
     """Along each side of the window, of the grid that it is drawn on."""
+
+    in_own_units: ClassVar[bool] = False
+    """Whether a flow standardizes its points first, by `mean` and `std`."""
+
+    mean, std = torch.zeros(2), torch.ones(2)
+    origin: Mapping[str, str] = {}
+    """Settings that, written down, lead to the same data again."""
 
     @abc.abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Draw `n` points, shape (n, 2), float32, on the host. `generator` is one of the host's."""
+
+    @abc.abstractmethod
+    def hold_out(self, n: int, generator: torch.Generator) -> Tensor:
+        """`n` points, or as many as there are, that are never trained on, shape (n, 2), float32, on the host."""
 
     @property
     @abc.abstractmethod
     def window(self) -> Window:
         """The rectangle that it is drawn in."""
 
+    @property
+    @abc.abstractmethod
+    def drawn_as(self) -> str:
+        """What `on_grid` is."""
+
+    @abc.abstractmethod
+    def on_grid(self) -> np.ndarray:
+        """What is drawn of it: per unit area, shape (cells, cells), the lowest y first."""
+
 
 class TargetDensity(Target):
     """A density on the plane that can be sampled, independently, and evaluated, both exactly."""
 
-    oversampling: int = 1
+    drawn_as = "target density"
+    oversampling: ClassVar[int] = 1
     """Along each side of a cell: points, whose mean is drawn; more than 1 where the density is finer than a cell."""
 
     @abc.abstractmethod
@@ -62,6 +83,14 @@ class TargetDensity(Target):
     def window(self) -> Window:
         """The square that the density is drawn in. All but one part in ten thousand of its mass is inside."""
 
+    def hold_out(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.sample(n, generator)
+
+    def on_grid(self) -> np.ndarray:
+        points = midpoints(self.window, self.cells * self.oversampling).double()
+        parts = self.log_prob(points).exp().view(self.cells, self.oversampling, self.cells, self.oversampling)
+        return parts.mean((1, 3)).numpy()
+
     @functools.cached_property
     def entropy(self) -> float:
         r"""The differential entropy :math:`H = -\int p \ln p` in nats, within 1e-6 for a smooth density.
@@ -74,7 +103,7 @@ class TargetDensity(Target):
         if not abs(mass - 1) < 1e-5:
             size = self.window[0][1] - self.window[0][0]
             accepts = f"what makes a density wide enough to integrate, such as {size / 500:.2g} or more"
-            raise ArgumentError("noise", accepts, f"one too thin: of its mass of 1, {mass:.6g} is found")
+            raise ArgumentError("noise", accepts, f"less: the integral of the density is {mass:.6g}, not 1")
         return entropy
 
     def integrate(self) -> tuple[float, float]:
@@ -125,9 +154,11 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def widened(x: Tensor) -> Tensor:
-    """In float64 where the device has that (Apple's MPS does not)."""
-    return x if x.device.type == "mps" else x.double()
+def midpoints(window: Window, side: int) -> Tensor:
+    """Of side x side cells that cover `window`, shape (side^2, 2), row by row, the lowest y first."""
+    x, y = (torch.linspace(low, high, 2 * side + 1)[1::2] for low, high in window)
+    rows, columns = torch.meshgrid(y, x, indexing="ij")
+    return torch.stack([columns, rows], dim=-1).view(-1, 2)
 
 
 def square(half: float) -> Window:
@@ -167,9 +198,10 @@ def _on_panels(
 
 
 MOST_SQUARES = 90_000  # in all: some seconds of work
+TOLERANCE = 1e-7
 
 
-def _integrate(integrand: Callable[[Tensor], Tensor], window: Window, tolerance: float = 1e-7) -> tuple[float, float]:
+def _integrate(integrand: Callable[[Tensor], Tensor], window: Window) -> tuple[float, float]:
     """Integrate over the plane by Gauss-Legendre rules on squares, split where two orders of the rule disagree.
 
     The integrand, shapes (..., 2) to (..., 2), should be smooth, and negligible outside a border of half the window's
@@ -184,7 +216,7 @@ def _integrate(integrand: Callable[[Tensor], Tensor], window: Window, tolerance:
     total, done = torch.zeros(2, dtype=torch.float64), 0
     while 0 < len(squares) <= MOST_SQUARES - done:
         coarse, fine = (_gauss_legendre(integrand, squares, side, order) for order in (5, 8))
-        good = ((fine - coarse).abs() < tolerance / len(squares)).all(dim=1)
+        good = ((fine - coarse).abs() < TOLERANCE / len(squares)).all(dim=1)
         total, done = total + fine[good].sum(dim=0), done + len(squares)
         halves = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64) * (side / 2)
         squares, side = (squares[~good].unsqueeze(1) + halves).reshape(-1, 2), side / 2

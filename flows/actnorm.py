@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from arguments import Range, checked
+from arguments import Count, checked
 from flows.bijection import Bijection
 
 __all__ = ["ActNorm", "with_actnorm"]
@@ -20,8 +19,10 @@ class ActNorm(Bijection):
     Kingma and Dhariwal 2018 (arXiv 1807.03039), section 3.1. Until `initialize` is called it is the identity.
     """
 
+    is_stage = False
+
     @checked
-    def __init__(self, dimensions: Annotated[int, Range(ge=1)]) -> None:
+    def __init__(self, dimensions: Count) -> None:
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(dimensions))
         self.shift = nn.Parameter(torch.zeros(dimensions))

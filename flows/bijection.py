@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ class Bijection(nn.Module, abc.ABC):
 
     inverse_bound: float | None = None
     """The largest error, relative to max(1, |z|), that the last inverse could have; None where it is a closed form."""
+
+    is_stage: ClassVar[bool] = True
+    """Whether it is a step of its own on the way from the base to the data, when that is drawn."""
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

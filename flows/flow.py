@@ -9,11 +9,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from flows.actnorm import ActNorm
 from flows.bijection import Bijection
 from flows.compiled import alone_in_threads
 from flows.precision import widened
-from flows.standardize import Standardize
 
 __all__ = ["Flow"]
 
@@ -72,6 +70,11 @@ class Flow(Bijection):
         """Compute by compiled code from now on where that is faster; return None, or why it cannot be done here."""
         return None
 
+    @property
+    def estimates(self) -> bool:
+        """Whether its log-determinants are estimates while training."""
+        return False
+
     def why_not_captured(self) -> str | None:
         """Why steps of training cannot be one CUDA graph; None where they can."""
         return "only flows of residual blocks are known to do the same in every step"
@@ -99,14 +102,14 @@ class Flow(Bijection):
     def inverse_path(self, z: Tensor) -> list[Tensor]:
         """Where the points `z`, shape (n, d), are on their way to data: at the base, then after each bijection.
 
-        ActNorm or Standardize, an affine map, is no stage of its own: it is taken together with the block beside it.
+        What is no stage of its own, such as ActNorm, is taken together with the block beside it.
         """
         x = widened(z)
         path = [x]
         with self.threads():
             for bijection in reversed(self.bijections):
                 x = bijection.preimage(x)
-                if not isinstance(bijection, (ActNorm, Standardize)):
+                if bijection.is_stage:
                     path.append(x)
                 elif len(path) > 1:
                     path[-1] = x

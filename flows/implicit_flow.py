@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated
-
-from torch import Tensor
-
-from arguments import OneOf, Range, checked
-from flows.activations import activation_names
+from arguments import Count, checked
+from flows.activations import ActivationName
 from flows.estimators import LogDetEstimator
-from flows.estimators.estimator import Noise
-from flows.lipschitz import LipschitzMLP
+from flows.lipschitz import Coeff, LipschitzMLP
 from flows.residual_block import InverseBlock, ResidualBlock
 from flows.residual_flow import FlowOfBlocks
 
@@ -41,20 +35,15 @@ class ImplicitFlow(FlowOfBlocks):
         self,
         dimensions: int,
         estimator: LogDetEstimator,
-        blocks: Annotated[int, Range(ge=1)] = 8,
-        width: Annotated[int, Range(ge=1)] = 16,
-        depth: Annotated[int, Range(ge=1)] = 3,
-        activation: Annotated[str, OneOf(activation_names)] = "fourier",
-        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.99,
+        blocks: Count = 8,
+        width: Count = 16,
+        depth: Count = 3,
+        activation: ActivationName = "fourier",
+        coeff: Coeff = 0.99,
         actnorm: bool = True,
     ) -> None:
         def net() -> LipschitzMLP:
             return LipschitzMLP(dimensions, width, depth, coeff, activation)
 
         pairs = ((ResidualBlock(net(), estimator), InverseBlock(net(), estimator)) for _ in range(blocks))
-        super().__init__(pairs, dimensions, estimator, actnorm)
-
-    def _log_det(self, jacobians: Tensor, estimator: LogDetEstimator, noises: Sequence[Noise | None]) -> Tensor:
-        of_blocks = super()._log_det
-        by_x, by_z = (of_blocks(jacobians[part::2], estimator, noises[part::2]) for part in (0, 1))
-        return by_x - by_z
+        super().__init__(pairs, dimensions, actnorm)

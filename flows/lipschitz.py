@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from arguments import OneOf, Range, checked
+from arguments import Count, Range, checked
 from flows import fused
-from flows.activations import Activation, activation_names, make_activation
+from flows.activations import Activation, ActivationName, make_activation
 from flows.chain import ChainWeights, activate, approach_through_chain, library_of, through_chain, values_through_chain
 from flows.differentiation import once_differentiable
 from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
 
 __all__ = [
+    "Coeff",
     "LipschitzLinear",
     "LipschitzMLP",
     "LipschitzNet",
@@ -33,6 +34,10 @@ __all__ = [
     "normalized_stacks",
     "same",
 ]
+
+
+Coeff = Annotated[float, Range(gt=0, lt=1)]
+"""A setting that is the bound c on the largest singular value of a layer."""
 
 
 class LipschitzLinear(nn.Module):
@@ -50,9 +55,9 @@ class LipschitzLinear(nn.Module):
     @checked
     def __init__(
         self,
-        n_in: Annotated[int, Range(ge=1)],
-        n_out: Annotated[int, Range(ge=1)],
-        coeff: Annotated[float, Range(gt=0, lt=1)],
+        n_in: Count,
+        n_out: Count,
+        coeff: Coeff,
     ) -> None:
         super().__init__()
         self.coeff = coeff
@@ -158,7 +163,7 @@ class LipschitzNet(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def bound(self) -> float:
-        """What `lipschitz` does not exceed while every spectral norm is exact, as power iteration keeps it nearly."""
+        """What `lipschitz` is at most if every spectral norm is exact, which power iteration keeps nearly true."""
 
     @abc.abstractmethod
     def lipschitz(self) -> float:
@@ -215,11 +220,11 @@ class LipschitzMLP(LipschitzNet):
     @checked
     def __init__(
         self,
-        dimensions: Annotated[int, Range(ge=1)],
-        width: Annotated[int, Range(ge=1)],
-        depth: Annotated[int, Range(ge=1)],
-        coeff: Annotated[float, Range(gt=0, lt=1)],
-        activation: Annotated[str, OneOf(activation_names)],
+        dimensions: Count,
+        width: Count,
+        depth: Count,
+        coeff: Coeff,
+        activation: ActivationName,
     ) -> None:
         super().__init__()
         self.activations = nn.ModuleList(make_activation(activation) for _ in range(depth))

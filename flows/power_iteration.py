@@ -28,7 +28,7 @@ FEWEST_TO_SQUARE = 16, 64  # power iterations, plain and compiled: more are made
 
 
 @torch.no_grad()
-def power_iterate(layers: Iterable[LipschitzLinear], n: int = 1, compiled: bool = False) -> None:
+def power_iterate(layers: Iterable[LipschitzLinear], n: int, compiled: bool = False) -> None:
     """Move every layer's u and v by at least `n` power iterations, all layers of one role or shape together.
 
     Raises:

@@ -13,7 +13,7 @@ from flows.estimators.exact import log_det_plus_identity
 from flows.fixed_point import solve_fixed_point, solve_in_training, with_implicit_gradient
 from flows.lipschitz import LipschitzNet, NormalizedNet
 
-__all__ = ["InverseBlock", "ResidualBlock"]
+__all__ = ["InverseBlock", "Measure", "ResidualBlock"]
 
 Measure = Callable[[NormalizedNet, Tensor], tuple[Tensor, Tensor]]
 """From g and points x: g(x), and what is to be known of its Jacobian there."""
@@ -85,8 +85,8 @@ class InverseBlock(ResidualBlock):
 
     def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         L = self.net.bound()
-        to_learn = self.training and torch.is_grad_enabled()
-        z = solve_in_training(net, L, x) if to_learn else solve_fixed_point(self.net, x, self.tolerance)[0].to(x.dtype)
+        z = solve_in_training(net, L, x) if self.training else solve_fixed_point(self.net, x, self.tolerance)[0]
+        z = z.to(x.dtype)
         z = with_implicit_gradient(net, L, z, x)
         return z, measure(net, z)[1]
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterable, Sequence
-from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from arguments import OneOf, Range, checked
+from arguments import Count, checked
 from flows import power_iteration
-from flows.activations import Activation, activation_names
+from flows.activations import Activation, ActivationName
 from flows.actnorm import ActNorm, with_actnorm
 from flows.bijection import Bijection, InverseError
 from flows.chain import ChainWeights, Inverted, certified_through_chain, through_chain
@@ -24,6 +23,7 @@ from flows.fixed_point import COARSE_RESIDUAL, COARSE_STEPS, LARGEST_NEWTON_DIME
 from flows.flow import Flow
 from flows.fused import why_not_compiled
 from flows.lipschitz import (
+    Coeff,
     LipschitzLinear,
     LipschitzMLP,
     LipschitzNet,
@@ -33,7 +33,7 @@ from flows.lipschitz import (
     same,
 )
 from flows.precision import widened
-from flows.residual_block import InverseBlock, ResidualBlock
+from flows.residual_block import InverseBlock, Measure, ResidualBlock
 from flows.stacks import stacked
 from flows.standardize import Standardize
 
@@ -46,25 +46,24 @@ class FlowOfBlocks(Flow):
     """Blocks of networks of one shape. In training their weights are normalized, and their estimates made, together.
 
     Args:
-        blocks: each of one bijection or several. A Standardize may be put before all.
+        blocks: each of one bijection or several, all with one estimator. A Standardize may be put before all.
         dimensions: d.
-        estimator: of the log-determinants, while training.
         actnorm: whether ActNorm stands before each block and after the last.
 
     Raises:
         InverseError: in evaluation mode and in the inverse, a block's Lipschitz constant is not below one.
     """
 
-    def __init__(
-        self, blocks: Iterable[Sequence[Bijection]], dimensions: int, estimator: LogDetEstimator, actnorm: bool
-    ) -> None:
+    def __init__(self, blocks: Iterable[Sequence[Bijection]], dimensions: int, actnorm: bool) -> None:
         plain = (bijection for block in blocks for bijection in block)
         super().__init__(with_actnorm(blocks, dimensions) if actnorm else plain, dimensions)
-        self.estimator = estimator
+        self.estimator = self._blocks[0].estimator
         self._certified: tuple[list[Tensor], list[Tensor], list[float]] | None = None
 
     def compile_for(self, device: torch.device) -> str | None:
-        if device.type != "cpu":
+        if device.type not in ("cpu", "cuda"):
+            return None
+        if device.type == "cuda":
             if self._activation.pullback is Activation.pullback:  # which torch's compiler cannot see through
                 return f"the activation {self._activation.__name__} has no pullback of its own"
             if (reason := why_not_compiled(device)) is None:
@@ -82,6 +81,10 @@ class FlowOfBlocks(Flow):
         for net in self._nets:
             net.compiled = True
         return None
+
+    @property
+    def estimates(self) -> bool:
+        return not self.estimator.is_exact
 
     def why_not_captured(self) -> str | None:
         if self.estimator.draws_on_host:
@@ -179,8 +182,7 @@ class FlowOfBlocks(Flow):
         made_from.append(torch.tensor(coeffs, dtype=torch.float64))
         own = (net.parameters(recurse=False) for net in self._nets)  # beside those of its layers
         made_from += [stacked(list(parameters)) for parameters in zip(*own, strict=True)]
-        known = self._certified[0] if self._certified else [tensor[:0] for tensor in made_from]
-        if not all(same(a, b) for a, b in zip(known, made_from, strict=True)):
+        if self._certified is None or not all(map(same, self._certified[0], made_from)):
             constants = [net.lipschitz() for net in self._nets]
             self._certified = [tensor.clone() for tensor in made_from], normalized_stacks(self._layers), constants
         _, weights, constants = self._certified
@@ -199,36 +201,41 @@ class FlowOfBlocks(Flow):
     def _log_det(self, jacobians: Tensor, estimator: LogDetEstimator, noises: Sequence[Noise | None]) -> Tensor:
         """The sum of the blocks' log-determinants, shape (batch,), from their Jacobians, (blocks, batch, d, d)."""
         # The blocks of a flow on the plane are so small that sixteen estimates cost sixteen times as much as one.
-        estimates = estimator.from_matrix(jacobians.flatten(0, 1), join(noises))
-        return estimates.view(jacobians.shape[:2]).sum(dim=0)
+        of_blocks, total = jacobians.unbind(), 0.0
+        for sign in sorted({block.sign for block in self._blocks}):  # apart: `memory=saving` knows one weight for all
+            numbers = [number for number, block in enumerate(self._blocks) if block.sign == sign]
+            of_sign = torch.cat([of_blocks[number] for number in numbers])
+            estimates = estimator.from_matrix(of_sign, join([noises[number] for number in numbers]))
+            total = total + sign * estimates.view(len(numbers), jacobians.shape[1]).sum(dim=0)
+        return total
 
     def _forward_by_products(self, x: Tensor, noises: Sequence[Noise | None]) -> tuple[Tensor, Tensor]:
         """As `Flow.forward`, with the weights of all blocks normalized at once."""
-        nets, noises, terms = normalize_all(self._nets, x.dtype), iter(noises), []
-        for bijection in self.bijections:
-            if isinstance(bijection, ResidualBlock):
-                measure = functools.partial(self.estimator, noise=next(noises))
-                x, term = bijection.carry(next(nets), x, measure)
-                term = bijection.sign * term
-            else:
-                x, term = bijection(x)
-            terms.append(term)
-        return x, torch.stack(terms).sum(dim=0)
+        z, of_blocks, others = self._carry_one_by_one(
+            x, [functools.partial(self.estimator, noise=noise) for noise in noises]
+        )
+        return z, sum(block.sign * term for block, term in zip(self._blocks, of_blocks, strict=True)) + others
 
     def _carry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return z, shape (batch, d), the blocks' Jacobians, (blocks, batch, d, d), and the log-det of all else."""
         solvable = self._inverted_in_training is None or self.dimensions <= LARGEST_NEWTON_DIMENSION
         if self.compiled and x.device.type == "cpu" and solvable:
             return self._carry_as_chain(x)
-        nets, jacobians, others = normalize_all(self._nets, x.dtype), [], 0.0
+        measure = lambda net, x: net.forward_with_jacobian(x)  # noqa: E731
+        z, jacobians, others = self._carry_one_by_one(x, [measure] * len(self._nets))
+        return z, torch.stack(jacobians), others
+
+    def _carry_one_by_one(self, x: Tensor, measures: Iterable[Measure]) -> tuple[Tensor, list[Tensor], Tensor | float]:
+        """Return z, what each block's measure finds of it, and the log-det of all else."""
+        nets, measures, found, others = normalize_all(self._nets, x.dtype), iter(measures), [], 0.0
         for bijection in self.bijections:
             if isinstance(bijection, ResidualBlock):
-                x, J = bijection.carry(next(nets), x, lambda net, x: net.forward_with_jacobian(x))
-                jacobians.append(J)
+                x, of_block = bijection.carry(next(nets), x, next(measures))
+                found.append(of_block)
             else:
                 x, term = bijection(x)
                 others = others + term
-        return x, torch.stack(jacobians), others
+        return x, found, others
 
     def _carry_as_chain(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """As `_carry`, by the C library."""
@@ -318,12 +325,12 @@ class ResidualFlow(FlowOfBlocks):
         self,
         dimensions: int,
         estimator: LogDetEstimator,
-        blocks: Annotated[int, Range(ge=1)] = 16,
-        width: Annotated[int, Range(ge=1)] = 64,
-        depth: Annotated[int, Range(ge=1)] = 2,
-        activation: Annotated[str, OneOf(activation_names)] = "lipswish",
-        coeff: Annotated[float, Range(gt=0, lt=1)] = 0.98,
+        blocks: Count = 16,
+        width: Count = 64,
+        depth: Count = 2,
+        activation: ActivationName = "lipswish",
+        coeff: Coeff = 0.98,
         actnorm: bool = True,
     ) -> None:
         nets = (LipschitzMLP(dimensions, width, depth, coeff, activation) for _ in range(blocks))
-        super().__init__(([ResidualBlock(net, estimator)] for net in nets), dimensions, estimator, actnorm)
+        super().__init__(([ResidualBlock(net, estimator)] for net in nets), dimensions, actnorm)

@@ -17,6 +17,8 @@ class Standardize(Bijection):
         dimensions: d.
     """
 
+    is_stage = False
+
     def __init__(self, dimensions: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(dimensions))

@@ -13,6 +13,7 @@ COLORS = 8  # of the style sheet; more series than that are dashed as well
 DASHES = ("", "7 3", "2 3", "9 3 2 3")
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38
+TICKS = 5  # on an axis, about
 MOST_RATIO = 1e5  # of the highest value on a logarithmic axis to the lowest
 
 
@@ -87,12 +88,12 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
     return f"<figure><figcaption>{html.escape(title)}</figcaption>{''.join(parts)}</svg></figure>"
 
 
-def _ticks(low: float, high: float, n: int = 5) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     """Round numbers that hold `low` and `high` between them."""
     if high - low < 1e-4 * max(abs(low), abs(high), 1e-12):  # a constant, rounding aside: a little room around it
         room = 0.05 * abs(high) or 1.0
         low, high = low - room, high + room
-    rough = (high - low) / n
+    rough = (high - low) / TICKS
     unit = 10 ** math.floor(math.log10(rough))
     step = next(factor * unit for factor in (1, 2, 5, 10) if factor * unit >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -40,6 +40,16 @@ def residual_block(d: int, activation: str = "lipswish", coeff: float = 0.97) ->
     return sharpen(ResidualBlock(LipschitzMLP(d, 16, 2, coeff, activation), RussianRoulette()))
 
 
+class FlowOfInverseBlocks(FlowOfBlocks):
+    """A flow that the package has not: what flows of blocks promise is not of its own ones alone."""
+
+    def __init__(
+        self, d: int, estimator: LogDetEstimator, blocks: int, width: int, coeff: float, actnorm: bool
+    ) -> None:
+        nets = (LipschitzMLP(d, width, 2, coeff, "sincos") for _ in range(blocks))
+        super().__init__(([InverseBlock(net, estimator)] for net in nets), d, actnorm)
+
+
 BIJECTIONS: dict[str, Callable[[int], Bijection]] = {
     "actnorm": lambda d: sharpen(ActNorm(d)),
     **{f"block, {name}": lambda d, name=name: residual_block(d, name) for name in activation_names()},
@@ -51,6 +61,7 @@ BIJECTIONS: dict[str, Callable[[int], Bijection]] = {
     "densenet, roulette": lambda d: sharpen(IDenseNet(d, RussianRoulette(), 2, 8, coeff=0.9, actnorm=False)),
     "implicit flow, exact": lambda d: sharpen(ImplicitFlow(d, Exact(), blocks=2, width=16, coeff=0.9)),
     "implicit flow, roulette": lambda d: sharpen(ImplicitFlow(d, RussianRoulette(), 2, 16, coeff=0.9, actnorm=False)),
+    "inverse blocks, roulette": lambda d: sharpen(FlowOfInverseBlocks(d, RussianRoulette(), 2, 16, 0.9, actnorm=True)),
 }
 
 
@@ -263,7 +274,7 @@ def test_settings_of_the_flow() -> None:
 
 
 @pytest.mark.parametrize("actnorm", [True, False])
-@pytest.mark.parametrize("family", [ResidualFlow, ImplicitFlow, IDenseNet])
+@pytest.mark.parametrize("family", [ResidualFlow, ImplicitFlow, IDenseNet, FlowOfInverseBlocks])
 @pytest.mark.parametrize(
     "estimator",
     [Exact(), Truncated(), RussianRoulette(), RussianRoulette(share="batch", memory="standard", probe="rademacher"),

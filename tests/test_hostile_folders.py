@@ -56,6 +56,7 @@ def refused(run: Run, folder: Path) -> None:
         ("datasets.moons.Moons", "os.system"),
         ("datasets.moons.Moons", "hydra.utils.get_method"),
         ("datasets.moons.Moons", "training.checkpoint.save_checkpoint"),
+        ("datasets.moons.Moons\n  noise: 0.1", "datasets.target.square\n  half: 1.0"),
         ("datasets.moons.Moons", "datasets.moons.torch.load"),
         ("datasets.moons.Moons", "datasets.moons._log_falling_integral"),
         ("datasets.moons.Moons", "${oc.env:HOME}"),

@@ -133,7 +133,7 @@ def test_the_learning_rate_follows() -> None:
 
 
 def test_spectral_norms_stay_converged_in_training() -> None:
-    """At the default's learning rate, number of power iterations and width, seen after every tenth step."""
+    """By five power iterations a step, at a peak learning rate, seen after every tenth step."""
     torch.manual_seed(0)
     flow = ResidualFlow(2, RussianRoulette(), blocks=3, width=64)
     learner = Learner(flow, adam(flow, lr=5e-3), clip_norm=1.0, ema_decay=0.99, power_iterations=5)

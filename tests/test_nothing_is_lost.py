@@ -150,7 +150,7 @@ def test_a_finished_run_is_left_as_it_is(run: Run, whole: Result) -> None:
     ):
         result = run("train", f"resume={whole.folder}", *settings)
         assert result.status == 0
-        assert f"this run is finished and stays as it is: {limit} is used up, a larger one goes on" in result.out
+        assert f"this run is finished and stays as it is: to train longer, raise {limit}" in result.out
         assert f"KL {whole.summary['kl']:.4f}" in result.out
     assert {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()} == before
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import itertools
+import pickle
 import random
 import re
 import shutil
@@ -19,6 +21,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -28,7 +31,7 @@ from flows.estimators import Exact
 from flows.precision import evaluation_device
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
-from training.configuration import build_flow, check_config
+from training.configuration import build_flow, check_config, choose_device
 from training.evaluation import Evaluation, evaluate
 from training.run_folder import open_folder
 
@@ -135,10 +138,17 @@ class TestRunFolder:
         assert result.status == 0, result.err
         assert run("sample", f"run={tmp_path}/run", "n=50", "device=mps").status == 0
 
-    @pytest.mark.parametrize(("paper", "activation"), [("iresnet", "elu"), ("resflow", "lipswish")])
-    def test_the_papers_own_recipes_run(self, run: Run, tmp_path: Path, paper: str, activation: str) -> None:
+    @pytest.mark.parametrize(
+        ("paper", "activation", "estimator"),
+        [("iresnet", "elu", "exact"), ("resflow", "lipswish", "russian_roulette")],
+    )
+    def test_the_papers_own_recipes_run(
+        self, run: Run, tmp_path: Path, paper: str, activation: str, estimator: str
+    ) -> None:
         result = run("train", f"experiment=paper/{paper}", *TINY, NO_PLOTS, folder=tmp_path / "run")
-        assert (result.summary["flow"], result.summary["optimizer"]) == (paper, "adam")
+        assert result.status == 0, result.err
+        chosen = tuple(result.summary[group] for group in ("flow", "estimator", "optimizer"))
+        assert chosen == (paper, estimator, "adam")
         assert f"activation: {activation}" in (tmp_path / "run" / "config.yaml").read_text()
 
     @pytest.mark.parametrize("recipe", sorted(path.stem for path in (PROJECT / "configs/experiment").glob("*.yaml")))
@@ -556,6 +566,51 @@ def test_a_reader_may_leave_a_page_early(tmp_path: Path, page: tuple[str, ...]) 
 def test_pages_that_do_not_go_together_are_named(run: Run) -> None:
     result = run("train", "-m", "--cfg", "job")
     assert (result.status, result.err) == (2, "train.py: --multirun and --cfg do not go together\n")
+
+
+def test_help_texts_may_be_made_when_they_are_shown(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.14 looks at each as it is added, as here, and Hydra has one that is no text yet."""
+    add_argument = argparse._ActionsContainer.add_argument
+
+    def add_and_check(parser: argparse.ArgumentParser, *names: str, **settings: object) -> argparse.Action:
+        action = add_argument(parser, *names, **settings)
+        if hasattr(parser, "_check_help"):
+            parser._check_help(action)
+        return action
+
+    def check(parser: argparse.ArgumentParser, action: argparse.Action) -> None:
+        if action.help:
+            parser._get_formatter()._expand_help(action)
+
+    monkeypatch.setattr(argparse._ActionsContainer, "add_argument", add_and_check)
+    monkeypatch.setattr(argparse.ArgumentParser, "_check_help", check, raising=False)
+    with pytest.raises(TypeError):
+        get_args_parser()
+    assert run("train", "--cfg", "job").status == 0
+    assert run("train", "--help").status == 0
+
+
+def test_a_gpu_that_torch_cannot_use_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ones(*_: object, device: str) -> torch.Tensor:
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nMore")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", ones)
+    assert choose_device("auto") == torch.device("cpu")
+    assert capsys.readouterr().err == (
+        "device=auto: going on without cuda, which torch cannot use: "
+        "CUDA error: no kernel image is available for execution on the device\n"
+    )
+
+
+def test_no_file_is_run_by_hydra(run: Run, tmp_path: Path) -> None:
+    """Hydra's own way to repeat a run unpickles what it is given."""
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(None))
+    result = run("train", "--experimental-rerun", str(tmp_path / "config.pickle"))
+    assert (result.status, result.out) == (2, "")
+    assert result.err == "train.py: --experimental-rerun would run what a file says; resume= goes on with a run\n"
 
 
 def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) -> None:

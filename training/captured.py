@@ -1,7 +1,8 @@
 """Training steps on CUDA, captured as graphs and replayed.
 
 A step on the plane is hundreds of operations, each of which a GPU does faster than a host starts it. As a graph they
-are started at once. What a graph was captured with it keeps: so all that changes from step to step is in tensors here.
+are started at once. A graph replays on the memory it was captured with: so all that changes from step to step is in
+tensors here.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ from training.defaults import CONFIGS
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
-from training.run_folder import STOPPED
+from training.run_folder import STOPPED, resuming
 from training.sweep import Sweep, combinations, what_is_swept
 
 __all__ = ["command"]
@@ -65,6 +65,8 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     """
     exit_as_ever()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
+    # From Python 3.14 on help texts are checked as they are added: Hydra 1.3 has one that is made when it is shown.
+    argparse.ArgumentParser._check_help = lambda *_: None
     parser = get_args_parser()
     parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")
     arguments = parser.parse_args()
@@ -73,32 +75,7 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
             _exit(2, f"settings are name=value, without spaces; got {item!r}")
     _prefer_own_configs()
     try:
-        if arguments.help:
-            with _read_as_far_as_wanted():
-                print(help_page(config_name, arguments.overrides))
-            return
-        _refuse_what_nobody_sets(arguments.overrides)
-        one_of = ("run", "multirun", "cfg", "info", "shell_completion")
-        if len(given := [f"--{name.replace('_', '-')}" for name in one_of if getattr(arguments, name)]) > 1:
-            _exit(2, f"{' and '.join(given)} do not go together")
-        other = (
-            arguments.hydra_help, arguments.cfg, arguments.info, arguments.shell_completion,
-            arguments.experimental_rerun,
-        )  # fmt: skip
-        if any(other) or (arguments.multirun and not resumable):
-            with _read_as_far_as_wanted():
-                _hand_to_hydra(task, settings, config_name)
-            return
-        if not arguments.multirun:
-            if resumable and (folder := _folder_to_resume(arguments.overrides)) is not None:
-                config = _resumed(folder, arguments.overrides, frozenset(resumable))
-                _run(task, settings, config, folder)
-                return
-            config = _compose(arguments.config_name or config_name, arguments.overrides, arguments.config_dir)
-            if config.hydra.mode != RunMode.MULTIRUN:
-                _run_once(task, settings, config)
-                return
-        _run_many(task, settings, config_name, arguments)
+        _dispatch(task, settings, config_name, frozenset(resumable), arguments)
     except ArgumentError as error:
         _exit(2, str(error))
     except (HydraException, OmegaConfBaseException) as error:
@@ -111,9 +88,9 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         if not is_of_memory(error):
             raise
         _exit(1, f"stopped: {OUT_OF_MEMORY}")
-    except BrokenPipeError as error:
+    except BrokenPipeError:
         _leave_standard_output()
-        _exit(1, f"nobody reads what it says: {error}")
+        _exit(1, "standard output was closed before all was said")
     except Interrupted as stop:
         if stop.number == SIGPIPE:
             _leave_standard_output()
@@ -121,6 +98,36 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
         raise
     except KeyboardInterrupt:  # before training has begun, or the second one
         _exit(130, "stopped")
+
+
+def _dispatch(
+    task: Task, settings: type, config_name: str, resumable: frozenset[str], arguments: argparse.Namespace
+) -> None:
+    """Do what the command line asks for: say something, go on with a run, begin one, or make many."""
+    if arguments.help:
+        with _read_as_far_as_wanted():
+            print(help_page(config_name, arguments.overrides))
+        return
+    if arguments.experimental_rerun is not None:
+        _exit(2, "--experimental-rerun would run what a file says; resume= goes on with a run")
+    _refuse_what_nobody_sets(arguments.overrides)
+    one_of = ("run", "multirun", "cfg", "info", "shell_completion")
+    if len(given := [f"--{name.replace('_', '-')}" for name in one_of if getattr(arguments, name)]) > 1:
+        _exit(2, f"{' and '.join(given)} do not go together")
+    told = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
+    if told or (arguments.multirun and not resumable):
+        with _read_as_far_as_wanted():
+            _hand_to_hydra(task, settings, config_name)
+    elif arguments.multirun:
+        _run_many(task, settings, config_name, arguments)
+    elif resumable and (folder := _folder_to_resume(arguments.overrides)) is not None:
+        _run(task, settings, _resumed(folder, arguments.overrides, resumable), folder)
+    else:
+        config = _compose(arguments.config_name or config_name, arguments.overrides, arguments.config_dir)
+        if config.hydra.mode == RunMode.MULTIRUN:
+            _run_many(task, settings, config_name, arguments)
+        else:
+            _run_once(task, settings, config)
 
 
 def _prefer_own_configs() -> None:
@@ -216,7 +223,7 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
         if type(error).__module__.partition(".")[0] not in LAUNCHERS:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _exit(1, f"the launcher gave up: {reason}; go on with: python train.py -m resume={sweep.folder}")
+        _exit(1, f"the launcher gave up: {reason}; go on with: python train.py -m {resuming(sweep.folder)}")
     sweep.report()
 
 
@@ -296,7 +303,7 @@ def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:
 
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
     if hasattr(sys.stdout, "reconfigure"):  # a file or a pipe is to have each line at once, as a terminal does
-        sys.stdout.reconfigure(line_buffering=True)
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")  # whatever letters it knows
     threads = torch.get_num_threads()
     try:
         return task(config, _check(settings, config), folder)
@@ -335,7 +342,10 @@ def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> D
             continue
         if override.is_sweep_override():
             raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
-        if key not in known and not key.startswith("hydra.") and not (CONFIGS / key).is_dir():
+        if key.startswith("hydra."):
+            refused.append(f"{override.input_line} (for a run that begins)")
+            continue
+        if key not in known and not (CONFIGS / key).is_dir():
             got = f"{override.input_line!r}{nearest(key, known)}"
             raise ArgumentError(key, "nothing: there is no such setting", got)
         if key not in config.choices and (CONFIGS / key).is_dir():  # which of its files was chosen is not in the run
@@ -380,7 +390,7 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
     """The configuration, Hydra's own part included.
 
     Raises:
-        ArgumentError: an override names what there is not.
+        ArgumentError: an override names an unknown setting.
     """
     search = [f"hydra.searchpath=[file://{Path(extra_folder).resolve()}]"] if extra_folder else []
     choices = []  # overrides that choose a file of a group
@@ -391,7 +401,7 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
         if override.is_sweep_override():
             raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
         if group.is_dir() and not search and not key.startswith("hydra/"):
-            names = sorted(str(path.relative_to(group).with_suffix("")) for path in group.rglob("*.yaml"))
+            names = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
             value = override.value()
             if value not in names:
                 raise ArgumentError(key, " | ".join(names), f"{value!r}{nearest(str(value), names)}")
@@ -412,10 +422,10 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
 
 
 def _elsewhere(key: str, choices: DictConfig, known: list[str]) -> tuple[str, str]:
-    """What is to be said of a setting that there is not: what `key` accepts, and a suggestion after what it got."""
+    """What to say of an unknown setting: what `key` accepts, and a suggestion after what it got."""
     group, _, name = key.partition(".")
     having = [
-        str(path.relative_to(CONFIGS / group).with_suffix(""))
+        path.relative_to(CONFIGS / group).with_suffix("").as_posix()
         for path in sorted((CONFIGS / group).rglob("*.yaml"))
         if group in choices and group != "experiment" and name in OmegaConf.load(path)
     ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from arguments import ArgumentError, check_arguments
 from atomic import write_atomically
-from datasets import Points, Target, TargetDensity
+from datasets import Target, TargetDensity
 from flows import Flow
 from flows.standardize import Standardize
 from training.diagnosis import is_of_memory
@@ -58,16 +58,17 @@ def _check_node(path: str, node: dict[str, Any]) -> None:
         target = _find_target(f"{path}._target_", HOMES.get(group), node["_target_"])
         check_arguments(target, {key: value for key, value in node.items() if not key.startswith("_")}, f"{path}.")
     for key, value in node.items():
-        waits = key == "_partial_" and value is True and group in WAITING
-        if key.startswith("_") and key != "_target_" and not waits:
-            raise ArgumentError(f"{path}.{key}", "nothing: arguments are given by name", repr(value))
-        built = isinstance(value, dict) and "_target_" in value
-        if not built and (isinstance(value, dict) or ("_target_" in node and key in HOMES)):
-            raise ArgumentError(f"{path}.{key}", "what a file of configs holds, with its _target_", repr(value))
-        if isinstance(value, dict):
-            _check_node(f"{path}.{key}", value)
+        setting = f"{path}.{key}"
+        if key.startswith("_"):
+            waits = key == "_partial_" and value is True and group in WAITING
+            if key != "_target_" and not waits:
+                raise ArgumentError(setting, "nothing: arguments are given by name", repr(value))
+        elif isinstance(value, dict) and "_target_" in value:
+            _check_node(setting, value)
+        elif isinstance(value, dict) or ("_target_" in node and key in HOMES):
+            raise ArgumentError(setting, "what a file of configs holds, with its _target_", repr(value))
         elif _holds_mapping(value):  # Hydra would build what it names
-            raise ArgumentError(f"{path}.{key}", "no list of settings", repr(value))
+            raise ArgumentError(setting, "plain values: a list may not hold settings", repr(value))
 
 
 def _holds_mapping(value: Any) -> bool:
@@ -96,13 +97,13 @@ def _find_target(setting: str, home: str | None, name: Any) -> Callable[..., Any
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:
-    """Instantiate a checked node, with `arguments` that are known only now. A `_partial_` node waits for more.
+    """Instantiate a checked node, with `arguments` that are known only now. A `_partial_` node waits for its own.
 
     Raises:
         ArgumentError: the object itself refuses a setting, such as a contradictory pair.
     """
     try:
-        made = instantiate(node, **{key: value for key, value in arguments.items() if not node.get("_partial_")})
+        return instantiate(node, **arguments)
     except InstantiationException as error:
         cause = error.__cause__
         if isinstance(cause, ArgumentError):
@@ -111,7 +112,6 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         if cause is not None and is_of_memory(cause):
             raise cause from None
         raise
-    return functools.partial(made, **arguments) if node.get("_partial_") else made
 
 
 def build_flow(config: DictConfig) -> Flow:
@@ -129,9 +129,17 @@ def build_flow(config: DictConfig) -> Flow:
     if flow.lipschitz() is None and iterations not in NOT_TYPED:
         accepts = f"nothing: flow={config.choices.flow} has no Lipschitz constant to hold"
         raise ArgumentError("trainer.power_iterations", accepts, repr(iterations))
-    if issubclass(_find_target("data._target_", HOMES["data"], config.data._target_), Points):
+    if _target_class(config).in_own_units:
         flow.bijections.insert(0, Standardize(2))
     return flow
+
+
+def _target_class(config: DictConfig) -> type[Target]:
+    name = config.data._target_
+    found = _find_target("data._target_", HOMES["data"], name)
+    if not isinstance(found, type) or not issubclass(found, Target):
+        raise ArgumentError("data._target_", "a class of datasets that can be sampled", repr(name))
+    return found
 
 
 def build_target(config: DictConfig) -> Target:
@@ -140,9 +148,8 @@ def build_target(config: DictConfig) -> Target:
     Raises:
         ArgumentError: the density is too thin for its entropy to be known, or its file is not what it should be.
     """
+    _target_class(config)
     target = build(config.data)
-    if not isinstance(target, Target):
-        raise ArgumentError("data._target_", "a class of datasets that can be sampled", repr(config.data._target_))
     try:
         if isinstance(target, TargetDensity):
             target.entropy  # noqa: B018
@@ -163,10 +170,21 @@ def choose_device(name: str) -> torch.device:
     if torch.backends.mps.is_available():
         here.append("mps")
     if name == "auto":
-        name = "cuda" if "cuda" in here else "cpu"
+        name = "cuda" if "cuda" in here and _computes("cuda") else "cpu"
     if name not in here:
         raise ArgumentError("device", f"auto or a device of this machine: {' | '.join(here)}", repr(name))
     return torch.device(name)
+
+
+def _computes(name: str) -> bool:
+    """Whether torch has code for the device: it finds old GPUs that it has not."""
+    try:
+        torch.ones(1, device=name).neg_()
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        print(f"device=auto: going on without {name}, which torch cannot use: {reason}", file=sys.stderr)
+        return False
+    return True
 
 
 def save_config(config: DictConfig, folder: Path) -> None:
@@ -182,7 +200,7 @@ def load_config(folder: Path, setting: str) -> DictConfig:
     """
     path, accepts = folder / "config.yaml", "a folder written by train.py, with its config.yaml"
     try:
-        text, config = path.read_text(), OmegaConf.load(path)
+        text, config = path.read_text(encoding="utf-8"), OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error

@@ -1,4 +1,4 @@
-"""What a run's configuration has that the configs as they stand have not."""
+"""How a run's configuration differs from the configs as they stand."""
 
 from __future__ import annotations
 

@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from atomic import write_atomically
-from datasets import Points, Target
-from datasets.target import Window
+from datasets import Target
+from datasets.target import Window, midpoints
 from flows import Flow
 from training.evaluation import log_prob
 
@@ -23,7 +22,6 @@ __all__ = [
     "has_density",
     "load_density",
     "load_target",
-    "midpoints",
     "save_density",
     "save_target",
 ]
@@ -45,26 +43,11 @@ class DensityGrid:
     @functools.cached_property
     def of_target(self) -> np.ndarray:
         """The target's density per unit area, shape (n, n), the lowest y first; of points, a histogram."""
-        if isinstance(self.target, Points):
-            return self.target.histogram(self.target.cells)
-        n, finer = self.target.cells, self.target.oversampling
-        points = midpoints(self.target.window, n * finer).double()
-        return self.target.log_prob(points).exp().view(n, finer, n, finer).mean((1, 3)).numpy()
-
-    @property
-    def name_of_target(self) -> str:
-        return "histogram of the data" if isinstance(self.target, Points) else "target density"
+        return self.target.on_grid()
 
     def density_of(self, flow: Flow) -> np.ndarray:
         """The same of `flow`, which is in evaluation mode."""
         return log_prob(flow, self.points).exp().view(self.target.cells, -1).cpu().numpy()
-
-
-def midpoints(window: Window, side: int) -> Tensor:
-    """Of side x side cells that cover `window`, shape (side^2, 2), row by row, the lowest y first."""
-    x, y = (torch.linspace(low, high, 2 * side + 1)[1::2] for low, high in window)
-    rows, columns = torch.meshgrid(y, x, indexing="ij")
-    return torch.stack([columns, rows], dim=-1).view(-1, 2)
 
 
 class DrawnTarget(NamedTuple):
@@ -79,7 +62,7 @@ def save_target(run: Path, grid: DensityGrid) -> None:
     """Keep what is drawn of the target: its file may be gone, or another, when a sweep's sheet is drawn."""
     buffer = io.BytesIO()
     density = grid.of_target.astype(np.float32)
-    np.savez_compressed(buffer, name=grid.name_of_target, density=density, window=grid.target.window)
+    np.savez_compressed(buffer, name=grid.target.drawn_as, density=density, window=grid.target.window)
     write_atomically(run / TARGET, buffer.getvalue())
 
 
@@ -107,7 +90,7 @@ def has_density(run: Path, epoch: int) -> bool:
 
 def load_density(run: Path, epoch: int) -> np.ndarray:
     """What `save_density` kept."""
-    return np.load(_path(run, epoch)).astype(np.float32)  # earlier versions kept half precision
+    return np.load(_path(run, epoch))
 
 
 def _path(run: Path, epoch: int) -> Path:

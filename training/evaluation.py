@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datasets import Points, Target
+from datasets import Target, TargetDensity
 from flows import Flow
-from flows.estimators import Exact
 from flows.precision import widened
-from training.progress import in_passes
+from training.passes import in_passes
 
 __all__ = ["Evaluation", "HeldOut", "evaluate", "log_prob", "sample"]
 
@@ -37,9 +36,9 @@ class HeldOut:
     @classmethod
     def draw(cls, target: Target, n: int, generator: torch.Generator, device: torch.device) -> HeldOut:
         """`n` fresh points of a density; of one's own points those that are held out, `n` of them at most."""
-        if isinstance(target, Points):
-            return cls(target.held_out[:n].to(device), None, None)
-        x = target.sample(n, generator)
+        x = target.hold_out(n, generator)
+        if not isinstance(target, TargetDensity):
+            return cls(x.to(device), None, None)
         return cls(x.to(device), target.log_prob(x.double()), target.entropy)
 
     def part(self) -> HeldOut:
@@ -115,7 +114,6 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int) -> Evaluation:
         seed: of the estimator's noise, so that the figures are the same whenever they are computed.
     """
     device, parts, bounds = held_out.x.device, [], []
-    estimates = not isinstance(getattr(flow, "estimator", Exact()), Exact)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would move every device's random state
         if device.type == "cuda":
@@ -127,7 +125,7 @@ def evaluate(flow: Flow, held_out: HeldOut, seed: int) -> Evaluation:
             inverse_error = torch.linalg.vector_norm(flow.preimage(z.to(x.dtype)) - x, dim=1)
             bounds.append(flow.inverse_bound)
             error = torch.zeros_like(log_det)
-            if estimates:
+            if flow.estimates:
                 flow.train()  # in smaller parts, since there may be many probes
                 error = torch.cat([flow(widened(part))[1] for part in x.split(PLAIN_CHUNK)]) - log_det
             parts.append(torch.stack([surprise, error, inverse_error]).cpu().double())

@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 __all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly", "heard"]
 
-SIGPIPE = getattr(signal, "SIGPIPE", 13)  # which Windows has not: that the reader of what is said has left
+SIGPIPE = getattr(signal, "SIGPIPE", 13)  # missing on Windows; sent when the reader of what is said has left
 
 
 def exit_quietly() -> None:

@@ -55,7 +55,7 @@ class Optimizer(abc.ABC):
 
 
 class Together:
-    """One or more optimizers of stacked parameters, each of its own, behind the interface of one."""
+    """One or more optimizers, each of stacked parameters of its own, behind the interface of one."""
 
     def __init__(self, *optimizers: Optimizer | torch.optim.Optimizer) -> None:
         self.optimizers = optimizers

@@ -41,7 +41,7 @@ def muon(
 ) -> Together:
     """Muon on the weight matrices of `flow`; Adam on its biases, ActNorm and activations' parameters.
 
-    Of a flow that is computed by compiled code, it is too. What is frozen stays.
+    Muon is compiled where the flow is. What is frozen stays.
 
     Raises:
         ValueError: a parameter is frozen in some blocks alone.

@@ -1,4 +1,4 @@
-"""The bar that moves while many points are worked on."""
+"""Many points, worked on in passes under a progress bar."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["in_passes"]
 
 PATIENCE = 1.0  # seconds without a bar
 
-Points = TypeVar("Points", Tensor, np.ndarray)
+Array = TypeVar("Array", Tensor, np.ndarray)
 
 
-def in_passes(what: str, points: Points, size: int) -> Iterator[Points]:
+def in_passes(what: str, points: Array, size: int) -> Iterator[Array]:
     """Cut `points`, shape (n, ...), into parts of `size`, between which Ctrl-C is heard and a progress bar moves."""
     with tqdm(
         total=len(points), desc=what, unit="point", unit_scale=True, delay=PATIENCE, disable=None, dynamic_ncols=True,

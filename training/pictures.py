@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets import Points, Target
+from datasets import Target
 from flows import Flow
 from plots.density_gif import DensityGif
 from plots.epoch_figure import EpochFigure
@@ -35,7 +35,7 @@ class Pictures:
 
     def __init__(self, folder: Path, target: Target, title: str, grid: DensityGrid) -> None:
         self.folder, window, self.device = folder, target.window, grid.points.device
-        density, name = grid.of_target, grid.name_of_target
+        density, name = grid.of_target, target.drawn_as
         # The same points in every epoch, so that what moves is the flow.
         generator = torch.Generator().manual_seed(0)
         self.data = target.sample(SAMPLES, generator)
@@ -44,12 +44,10 @@ class Pictures:
         self.figure = EpochFigure(density, window, title, self.data.numpy(), name)
         self.density_gif = DensityGif(folder / "density.gif", density, window, title, name)
         # One's own points are carried from the base to their standardized place.
-        self.mean, self.std = (
-            (target.mean, target.std) if isinstance(target, Points) else (torch.zeros(2), torch.ones(2))
-        )
+        self.mean, self.std = target.mean, target.std
         ends = (torch.tensor(window).T - self.mean) / self.std
         widest = max(4.0, float(ends.abs().max()))
-        note = "axes: standard deviations of the data" if isinstance(target, Points) else ""
+        note = "axes: standard deviations of the data" if target.in_own_units else ""
         ends = ((-widest, widest), (-widest, widest))
         self.transport_gif = TransportGif(folder / "transport.gif", ends, title, note)
 
@@ -73,9 +71,7 @@ class Pictures:
         subtitle = f"epoch {epoch}   ·   {evaluation.headline}{nll}   ·   {seconds:.0f} s"
         self.figure.update(learned, samples[:SAMPLES].cpu().numpy(), images, subtitle)
         self.figure.save(self.folder / "plots" / f"epoch_{epoch:04d}.png")
-        self.density_gif.append(
-            learned, f"epoch {epoch}   {evaluation.measure} {evaluation.merit:.4f} nats"
-        )
+        self.density_gif.append(learned, f"epoch {epoch}   {evaluation.measure} {evaluation.merit:.4f} nats")
         fitted = _fit(path, SAMPLES)
         lines = fitted[:, SAMPLES:].reshape(len(path), 2 * GRID_LINES, GRID_POINTS, 2)
         self.transport_gif.write(fitted[:, :SAMPLES], lines)

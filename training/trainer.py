@@ -33,6 +33,7 @@ from training.evaluation import Evaluation, HeldOut, evaluate
 from training.interruption import Interrupted, Interruption
 from training.learner import POWER_ITERATIONS, Learner
 from training.optimizer import Together
+from training.run_folder import load_summary, resuming
 from training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -134,7 +135,6 @@ class Trainer:
         self._begun = False
         self.grid = DensityGrid(target, self.evaluation_device)
         self.plots, self.title = plots, title
-        self._started = time.perf_counter()
 
     def restore(self) -> None:
         """Go back to the checkpoint in the folder: from there, `fit` goes on exactly as if training had never stopped.
@@ -165,7 +165,6 @@ class Trainer:
             if self.progress.rows:
                 self._write_metrics()
         self._begun = True
-        self._started = time.perf_counter() - self.progress.seconds
 
     @property
     def limit(self) -> str:
@@ -177,10 +176,11 @@ class Trainer:
     def finished(self) -> Evaluation | None:
         """The evaluation of a restored run that has nothing left to do; None for any other."""
         path = self.folder / "summary.json"
-        if not (self.progress.epoch >= self.epochs or self._out_of_time()) or not path.exists():
+        out_of_time = self.max_seconds is not None and self.progress.seconds >= self.max_seconds
+        if not (self.progress.epoch >= self.epochs or out_of_time) or not path.exists():
             return None
         with belonging_together(self.folder, "resume"):
-            summary = json.loads(path.read_text())
+            summary = load_summary(self.folder)
             if summary["steps"] != self.progress.step:
                 return None
             figures = {known.name: summary[known.name] for known in fields(Evaluation)}
@@ -262,7 +262,7 @@ class Trainer:
             bar.update()
             if interruption.number is not None or self._out_of_time():
                 break
-        progress.loss_sum += float(torch.stack(losses).double().sum())
+        progress.loss_sum += float(torch.stack(losses).cpu().double().sum())
         progress.train_seconds += time.perf_counter() - began
         progress.seconds = self._seconds()
         self._check_weights()
@@ -409,7 +409,7 @@ class Trainer:
             raise Interrupted(
                 interruption.number,
                 f"stopped at step {self.progress.step}, saved in {self.folder}; "
-                f"go on with: python train.py resume={self.folder}",
+                f"go on with: python train.py {resuming(self.folder)}",
             )
 
     def _write_metrics(self) -> None:

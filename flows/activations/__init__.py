@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from typing import Annotated
 
+from arguments import OneOf
 from flows.activations.activation import Activation
 
-__all__ = ["Activation", "activation_names", "make_activation"]
+__all__ = ["Activation", "ActivationName", "activation_names", "make_activation"]
 
 
 def activation_names() -> list[str]:
     """Names of the activations: the files of this folder, the base class aside."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "activation")
+
+
+ActivationName = Annotated[str, OneOf(activation_names)]
 
 
 def make_activation(name: str) -> Activation:

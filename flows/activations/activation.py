@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ __all__ = ["Activation"]
 ZERO = torch.zeros(())
 
 
-class Activation(nn.Module):
+class Activation(nn.Module, abc.ABC):
     r"""An elementwise map :math:`\phi: R \to R^m` with a known Lipschitz constant.
 
     A subclass writes `forward`, and sets `lipschitz` and `expansion` where they are not 1. Writing
@@ -48,9 +49,9 @@ class Activation(nn.Module):
         """The numbers `p` of `c_source` for many activations, from `own_parameter` of each; any shape."""
         return raw
 
+    @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:
         """Map `x`, shape (..., width), to shape (..., expansion * width), component by component."""
-        raise TypeError(f"{type(self).__name__} must define forward")
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `forward(x)` and its derivative by the input of the same unit, both of the shape of `forward(x)`."""

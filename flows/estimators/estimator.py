@@ -15,8 +15,8 @@ __all__ = ["JacobianMode", "LogDetEstimator", "Noise", "ResidualNet", "join"]
 
 JacobianMode = Literal["auto", "dense", "vjp"]
 
-# Carrying J forward costs d + 1 forward passes, a product by reverse mode costs two, and a series has about
-# ten of them.
+# Carrying J forward costs d + 1 forward passes, a product by reverse mode costs two, and a series has ten of them
+# or more.
 LARGEST_DENSE_DIMENSION = 16
 
 
@@ -66,7 +66,10 @@ class LogDetEstimator(abc.ABC):
     """
 
     compiled = False
-    """Whether to compute by compiled code where there is some: see `ResidualFlow.compile_for`."""
+    """Whether to compute by compiled code where there is some: see `Flow.compile_for`."""
+
+    is_exact: ClassVar[bool] = False
+    """Whether it returns the log-determinant itself."""
 
     draws_on_host: ClassVar[bool] = False
     """Whether the host draws anew in every step how much is to be computed, so that no two steps are alike."""

@@ -15,6 +15,8 @@ __all__ = ["Exact", "inverse_plus_identity", "log_det_plus_identity"]
 class Exact(LogDetEstimator):
     """log det(I + J) without approximation: a closed form in 2D, an LU factorization beyond."""
 
+    is_exact = True
+
     @checked
     def __init__(self, jacobian: JacobianMode = "auto") -> None:
         super().__init__(jacobian)

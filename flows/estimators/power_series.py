@@ -9,20 +9,18 @@ with m probes v of identity covariance (Hutchinson 1990) and weights :math:`w_k`
 from __future__ import annotations
 
 import abc
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from arguments import Range
 from flows.differentiation import gradients, once_differentiable
 from flows.estimators.estimator import JacobianMode, LogDetEstimator, Noise, ResidualNet
 from flows.estimators.jacobian import DenseJacobian, Jacobian
 from flows.estimators.series import series
 
-__all__ = ["Gradient", "Memory", "PowerSeries", "Probe", "ProbeCount"]
+__all__ = ["Gradient", "Memory", "PowerSeries", "Probe"]
 
-ProbeCount = Annotated[int, Range(ge=1)]
 Probe = Literal["gaussian", "rademacher"]
 Gradient = Literal["series", "neumann"]
 Memory = Literal["standard", "saving"]

@@ -7,9 +7,9 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from arguments import Range, checked
+from arguments import Count, Range, checked
 from flows.estimators.estimator import JacobianMode
-from flows.estimators.power_series import Gradient, Memory, PowerSeries, Probe, ProbeCount
+from flows.estimators.power_series import Gradient, Memory, PowerSeries, Probe
 
 __all__ = ["RussianRoulette"]
 
@@ -40,7 +40,7 @@ class RussianRoulette(PowerSeries):
         p: Annotated[float, Range(gt=0, lt=1)] = 0.5,
         rate: Annotated[float, Range(gt=0)] = 2.0,
         share: Literal["sample", "batch"] = "sample",
-        n_probes: ProbeCount = 1,
+        n_probes: Count = 1,
         probe: Probe = "gaussian",
         gradient: Gradient = "neumann",
         memory: Memory = "saving",
