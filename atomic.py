@@ -1,4 +1,4 @@
-"""Files that are always whole: the old content or the new, even if the process is killed in the middle."""
+"""Files that are always whole, even if the process is killed in the middle, and that one process has at a time."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def compare(
     variants: Mapping[str, Sequence[str]],
     densities: Sequence[str],
     base: str,
-    seconds: Sequence[float] = (60,),
+    seconds: Sequence[float] = (60.0,),
 ) -> None:
     """Run every variant on every density, print a table of the median KL, in nats, and draw each run.
 
@@ -100,7 +100,7 @@ def compare(
         seconds: of a run, unless told otherwise.
     """
     parser = arguments(description, name, "csv")
-    parser.add_argument("--seconds", type=float, nargs="+", default=seconds, help="of a run, evaluation included")
+    parser.add_argument("--seconds", type=float, nargs="+", help="of a run, evaluation included")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--densities", nargs="+", default=densities)
     parser.add_argument("--variants", nargs="+", default=list(variants), choices=list(variants), help="all of them")
@@ -121,7 +121,7 @@ def compare(
     record = Record(options.csv)
     jobs = [
         job_of(Clock(time, options.threads, options.at_once), data, variant, seed)
-        for time in options.seconds
+        for time in options.seconds or seconds
         for seed in range(options.seeds)
         for data in options.densities
         for variant in options.variants
@@ -138,6 +138,7 @@ def compare(
     found: Found = {}
     for job in record:
         wanted = job.density in options.densities and job.variant in options.variants
+        wanted = wanted and (options.seconds is None or job.seconds in options.seconds)
         as_now = wanted and job == job_of(job.clock, job.density, job.variant, job.seed)
         if as_now and (options.show or job in jobs):
             found.setdefault((job.clock, job.density, job.variant), []).append(record.kl(job))

@@ -16,4 +16,4 @@ FLOWS = {
 }
 
 if __name__ == "__main__":
-    compare("flows", __doc__.splitlines()[0], FLOWS, DENSITIES, "data={data}", (60, 300))
+    compare("flows", __doc__.splitlines()[0], FLOWS, DENSITIES, "data={data}", (60.0, 300.0))

@@ -37,8 +37,9 @@ class DataFile:
             raise self.refused(getattr(error, "strerror", None) or str(error)) from error
         self.sha256 = hashlib.sha256(self.content).hexdigest()
         if sha256 not in (None, self.sha256):
-            accepts = f"the file as it was when the run began, of SHA-256 {sha256}"
-            raise ArgumentError("path", accepts, f"{str(path)!r}, which has changed")
+            raise ArgumentError(
+                "path", f"the file whose SHA-256 is {sha256}", f"{str(path)!r}, another or a changed one"
+            )
 
     @property
     def origin(self) -> dict[str, str]:

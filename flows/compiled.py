@@ -123,7 +123,7 @@ def program(name: str) -> str | None:
 
 @functools.cache
 def _has_developer_tools() -> bool:
-    return subprocess.run(["xcode-select", "-p"], capture_output=True, check=False).returncode == 0
+    return subprocess.run(["/usr/bin/xcode-select", "-p"], capture_output=True, check=False).returncode == 0
 
 
 def _loaded(command: list[str], source: Path, path: Path) -> ctypes.CDLL:

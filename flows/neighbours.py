@@ -1,6 +1,7 @@
 """Flows of other families, by zuko (`pip install -r requirements-neighbours.txt`), in the harness of ours.
 
-Nothing of them is written here: each transform of theirs becomes a :class:`~flows.bijection.Bijection`.
+Nothing of them is written here: each transform of theirs becomes a :class:`~flows.bijection.Bijection`. To NICE, whose
+scaling zuko has not, an ActNorm is added.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from flows.estimators import Exact, LogDetEstimator
 from flows.estimators.exact import log_det_plus_identity
 from flows.fixed_point import solve_fixed_point, solve_in_training, with_implicit_gradient
 from flows.lipschitz import LipschitzNet, NormalizedNet
+from flows.precision import widened
 
 __all__ = ["InverseBlock", "Measure", "ResidualBlock"]
 
@@ -85,8 +86,8 @@ class InverseBlock(ResidualBlock):
 
     def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         L = self.net.bound()
-        z = solve_in_training(net, L, x) if self.training else solve_fixed_point(self.net, x, self.tolerance)[0]
-        z = z.to(x.dtype)
+        closely = widened(x).dtype == torch.float64 and not (self.training and torch.is_grad_enabled())
+        z = solve_fixed_point(self.net, x, self.tolerance)[0].to(x.dtype) if closely else solve_in_training(net, L, x)
         z = with_implicit_gradient(net, L, z, x)
         return z, measure(net, z)[1]
 

@@ -201,11 +201,14 @@ class FlowOfBlocks(Flow):
     def _log_det(self, jacobians: Tensor, estimator: LogDetEstimator, noises: Sequence[Noise | None]) -> Tensor:
         """The sum of the blocks' log-determinants, shape (batch,), from their Jacobians, (blocks, batch, d, d)."""
         # The blocks of a flow on the plane are so small that sixteen estimates cost sixteen times as much as one.
-        of_blocks, total = jacobians.unbind(), 0.0
+        total = 0.0
         for sign in sorted({block.sign for block in self._blocks}):  # apart: `memory=saving` knows one weight for all
             numbers = [number for number, block in enumerate(self._blocks) if block.sign == sign]
-            of_sign = torch.cat([of_blocks[number] for number in numbers])
-            estimates = estimator.from_matrix(of_sign, join([noises[number] for number in numbers]))
+            J = jacobians.flatten(0, 1)
+            if len(numbers) < len(noises):
+                of_blocks = jacobians.unbind()
+                J = torch.cat([of_blocks[number] for number in numbers])
+            estimates = estimator.from_matrix(J, join([noises[number] for number in numbers]))
             total = total + sign * estimates.view(len(numbers), jacobians.shape[1]).sum(dim=0)
         return total
 

@@ -58,6 +58,8 @@ class TestCompare:
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
         assert ["a", "0.27", "-"] in rows
         assert ["b", "**0.0625**", "**-0.0001**"] in rows
+        compare(monkeypatch, csv, "--show", "--seconds", "8")
+        assert capsys.readouterr().out == ""
         assert Image.open(csv.with_suffix(".png")).width > 400
 
     def test_other_clocks_are_other_runs(self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path) -> None:

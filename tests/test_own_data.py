@@ -175,7 +175,7 @@ class TestRun:
         np.savetxt(table, cloud(401), delimiter=",")
         result = run("train", f"resume={tmp_path}/run", "trainer.epochs=3")
         assert result.status == 2
-        assert "data.path accepts the file as it was when the run began" in result.err
+        assert "data.path accepts the file whose SHA-256 is" in result.err
 
     def test_a_finished_run_stays_as_it_is(self, run: Run, table: Path, tmp_path: Path) -> None:
         first = run("train", "data=points", f"data.path={table}", *TINY, "trainer.plots=false", folder=tmp_path / "run")

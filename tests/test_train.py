@@ -8,6 +8,7 @@ import itertools
 import pickle
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,17 +24,20 @@ import pytest
 import torch
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from arguments import ArgumentError
 from flows import Flow
 from flows.estimators import Exact
 from flows.precision import evaluation_device
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
+from training import configuration
 from training.configuration import build_flow, check_config, choose_device
 from training.evaluation import Evaluation, evaluate
-from training.run_folder import open_folder
+from training.run_folder import open_folder, resuming
 
 Run = Callable[..., Result]
 
@@ -598,11 +602,27 @@ def test_a_gpu_that_torch_cannot_use_is_left_alone(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "ones", ones)
-    assert choose_device("auto") == torch.device("cpu")
+    configuration._has_code_for_cuda.cache_clear()
+    try:
+        assert choose_device("auto") == choose_device("auto") == torch.device("cpu")
+    finally:
+        configuration._has_code_for_cuda.cache_clear()
     assert capsys.readouterr().err == (
         "device=auto: going on without cuda, which torch cannot use: "
         "CUDA error: no kernel image is available for execution on the device\n"
     )
+    with pytest.raises(
+        ArgumentError, match="device accepts auto or a device that torch has code for; got 'cuda': CUDA"
+    ):
+        choose_device("cuda")
+
+
+@pytest.mark.parametrize("name", ["plain", "with a space", "Jörg's (first), a=b", "#1~"])
+def test_what_is_said_to_go_on_with_can_be_typed(name: str) -> None:
+    folder = Path("/tmp") / name
+    (typed,) = shlex.split(resuming(folder))
+    (override,) = OverridesParser.create().parse_overrides([typed])
+    assert (override.key_or_group, Path(str(override.value()))) == ("resume", folder)
 
 
 def test_no_file_is_run_by_hydra(run: Run, tmp_path: Path) -> None:

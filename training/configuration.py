@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import sys
@@ -170,21 +171,31 @@ def choose_device(name: str) -> torch.device:
     if torch.backends.mps.is_available():
         here.append("mps")
     if name == "auto":
-        name = "cuda" if "cuda" in here and _computes("cuda") else "cpu"
+        return torch.device("cuda" if "cuda" in here and _has_code_for_cuda() else "cpu")
     if name not in here:
         raise ArgumentError("device", f"auto or a device of this machine: {' | '.join(here)}", repr(name))
+    if name.startswith("cuda") and (reason := _why_not(name)):
+        raise ArgumentError("device", "auto or a device that torch has code for", f"{name!r}: {reason}")
     return torch.device(name)
 
 
-def _computes(name: str) -> bool:
-    """Whether torch has code for the device: it finds old GPUs that it has not."""
+@functools.cache
+def _has_code_for_cuda() -> bool:
+    """Whether torch has code for the first GPU; where it has not, that is said once."""
+    if reason := _why_not("cuda"):
+        print(f"device=auto: going on without cuda, which torch cannot use: {reason}", file=sys.stderr)
+    return not reason
+
+
+def _why_not(name: str) -> str:
+    """Why torch cannot compute on a device that it finds, as it finds old GPUs that it has no code for; or nothing."""
     try:
         torch.ones(1, device=name).neg_()
     except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
-        print(f"device=auto: going on without {name}, which torch cannot use: {reason}", file=sys.stderr)
-        return False
-    return True
+        if is_of_memory(error):
+            raise
+        return next(iter(str(error).splitlines()), "it does not say why")
+    return ""
 
 
 def save_config(config: DictConfig, folder: Path) -> None:

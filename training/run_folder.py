@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -57,7 +58,11 @@ STOPPED = (NonFiniteError, ContractionError, InverseError, UnwritableError)
 
 def resuming(folder: Path) -> str:
     """What to type, in a shell, to go on with the run or sweep there."""
-    return shlex.quote(f"resume={folder}")
+    path = folder.as_posix()
+    if not re.fullmatch(r"[\w/.:@%+*$?| -]+", path, re.ASCII):  # other letters Hydra takes within quotes alone
+        path = "'" + path.replace("'", "\\'") + "'"
+    setting = f"resume={path}"
+    return subprocess.list2cmdline([setting]) if os.name == "nt" else shlex.quote(setting)
 
 
 @contextlib.contextmanager
