@@ -86,8 +86,11 @@ class InverseBlock(ResidualBlock):
 
     def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         L = self.net.bound()
-        closely = widened(x).dtype == torch.float64 and not (self.training and torch.is_grad_enabled())
-        z = solve_fixed_point(self.net, x, self.tolerance)[0].to(x.dtype) if closely else solve_in_training(net, L, x)
+        learning = self.training and torch.is_grad_enabled()
+        if learning or widened(x).dtype != torch.float64:  # without which it cannot be solved more closely
+            z = solve_in_training(net, L, x)
+        else:
+            z = solve_fixed_point(self.net, x, self.tolerance)[0].to(x.dtype)
         z = with_implicit_gradient(net, L, z, x)
         return z, measure(net, z)[1]
 

@@ -204,8 +204,9 @@ class FlowOfBlocks(Flow):
         total = 0.0
         for sign in sorted({block.sign for block in self._blocks}):  # apart: `memory=saving` knows one weight for all
             numbers = [number for number, block in enumerate(self._blocks) if block.sign == sign]
-            J = jacobians.flatten(0, 1)
-            if len(numbers) < len(noises):
+            if len(numbers) == len(noises):
+                J = jacobians.flatten(0, 1)
+            else:
                 of_blocks = jacobians.unbind()
                 J = torch.cat([of_blocks[number] for number in numbers])
             estimates = estimator.from_matrix(J, join([noises[number] for number in numbers]))
@@ -224,8 +225,8 @@ class FlowOfBlocks(Flow):
         solvable = self._inverted_in_training is None or self.dimensions <= LARGEST_NEWTON_DIMENSION
         if self.compiled and x.device.type == "cpu" and solvable:
             return self._carry_as_chain(x)
-        measure = lambda net, x: net.forward_with_jacobian(x)  # noqa: E731
-        z, jacobians, others = self._carry_one_by_one(x, [measure] * len(self._nets))
+        measures = [lambda net, x: net.forward_with_jacobian(x)] * len(self._nets)
+        z, jacobians, others = self._carry_one_by_one(x, measures)
         return z, torch.stack(jacobians), others
 
     def _carry_one_by_one(self, x: Tensor, measures: Iterable[Measure]) -> tuple[Tensor, list[Tensor], Tensor | float]:
