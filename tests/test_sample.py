@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import TINY, Result
-from training import evaluation, progress
+from training import evaluation, passes
 from training.run_folder import load_run
 
 Run = Callable[..., Result]
@@ -103,7 +103,7 @@ def test_many_points_are_taken_in_passes_with_a_bar(trained: Path, monkeypatch: 
     monkeypatch.setattr(evaluation, "PLAIN_CHUNK", 64)
     monkeypatch.setattr(flow, "preimage", lambda z: sizes.append(len(z)) or type(flow).preimage(flow, z))
     for patience, shown in ((0.0, True), (1e6, False)):
-        monkeypatch.setattr(progress, "PATIENCE", patience)
+        monkeypatch.setattr(passes, "PATIENCE", patience)
         terminal = io.StringIO()
         terminal.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", terminal)
