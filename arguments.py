@@ -58,7 +58,7 @@ class Range:
 
 
 Count = Annotated[int, Range(ge=1)]
-"""How many there are of something that there must be."""
+"""How many of something: one or more."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ scaling zuko has not, an ActNorm is added.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -38,27 +39,30 @@ class ZukoTransform(Bijection):
         return y.to(x.dtype), log_det.to(x.dtype)
 
 
-def _bijections(name: str, dimensions: int, width: int, depth: int, **settings: Any) -> list[Bijection]:
-    """Those of zuko's flow of that name on R^d, its networks of `depth` hidden layers of `width` units.
-
+def _zuko() -> ModuleType:
+    """
     Raises:
-        ArgumentError: zuko is not installed.
+        ArgumentError: it is not installed.
     """
     try:
         import zuko
     except ImportError:
         accepts = "what is installed (pip install -r requirements-neighbours.txt)"
-        raise ArgumentError("", accepts, f"{name}, which is zuko's") from None
-    if name == "NICE":  # zuko's has affine couplings unless told otherwise
-        settings |= {"univariate": zuko.transforms.AdditiveTransform, "shapes": [()]}
-    made = getattr(zuko.flows, name)(dimensions, hidden_features=[width] * depth, **settings).transform
+        raise ArgumentError("", accepts, "one of zuko's, which is not") from None
+    return zuko
+
+
+def _bijections(name: str, dimensions: int, width: int, depth: int, **settings: Any) -> list[Bijection]:
+    """Those of zuko's flow of that name on R^d, its networks of `depth` hidden layers of `width` units."""
+    made = getattr(_zuko().flows, name)(dimensions, hidden_features=[width] * depth, **settings).transform
     return [ZukoTransform(lazy) for lazy in getattr(made, "transforms", [made])]
 
 
 @checked
 def nice(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
     """NICE (Dinh et al. 2014, arXiv 1410.8516): additive couplings, of constant volume, and a scaling at the end."""
-    couplings = _bijections("NICE", dimensions, width, depth, transforms=transforms)
+    additive = {"univariate": _zuko().transforms.AdditiveTransform, "shapes": [()]}  # zuko's are affine untold
+    couplings = _bijections("NICE", dimensions, width, depth, transforms=transforms, **additive)
     return Flow([*couplings, ActNorm(dimensions)], dimensions)
 
 

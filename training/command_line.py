@@ -22,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -212,9 +212,9 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.environ.get("PYTHONPATH")]))
     if cpus := hydra_config.launcher.get("cpus_per_task"):
         os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
-    folder = str(sweep.folder).replace("'", "\\'")
+    folder = QuotedString(str(sweep.folder), Quote.single).with_quotes()
     extra = ["--config-dir", extra_folder] if extra_folder else []
-    sys.argv = [sys.argv[0], "--multirun", *extra, *overrides, f"hydra.sweep.dir='{folder}'"]
+    sys.argv = [sys.argv[0], "--multirun", *extra, *overrides, f"hydra.sweep.dir={folder}"]
     logging.raiseExceptions = False  # what Hydra says of each run may go to a reader who has left
     try:
         with sweep.stopped_by_signals():

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig, OmegaConf
 
 from arguments import ArgumentError
@@ -60,7 +61,7 @@ def resuming(folder: Path) -> str:
     """What to type, in a shell, to go on with the run or sweep there."""
     path = folder.as_posix()
     if not re.fullmatch(r"[\w/.:@%+*$?| -]+", path, re.ASCII):  # other letters Hydra takes within quotes alone
-        path = "'" + path.replace("'", "\\'") + "'"
+        path = QuotedString(path, Quote.single).with_quotes()
     setting = f"resume={path}"
     return subprocess.list2cmdline([setting]) if os.name == "nt" else shlex.quote(setting)
 
