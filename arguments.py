@@ -186,6 +186,6 @@ def _describe(hint: Any) -> str:
     if origin is Literal:
         return " | ".join(str(choice) for choice in parameters)
     if origin in (list, tuple, Sequence):
-        return f"a list, each item {_describe(parameters[0])}"
+        return f"a list of one or more, each {_describe(parameters[0])}"
     plain = {float: "a number", int: "a whole number", str: "a text", bool: "true or false", type(None): "null"}
     return plain.get(hint, getattr(hint, "__name__", str(hint)))

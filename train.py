@@ -85,7 +85,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             write_run_report(folder)
             if logger is not None:
                 logger.finish(folder, config, load_summary(folder))
-    print(f"{evaluation.headline}; report, pictures, metrics and checkpoint in {folder}")
+    print(f"{evaluation.headline}; all files in {folder}")
     return evaluation.merit
 
 

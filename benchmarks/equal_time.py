@@ -39,7 +39,7 @@ def table_of(found: Found, clock: Clock, densities: Sequence[str], variants: Seq
         if value is None:
             return "-"
         text = f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
-        return f"**{text}**" if value == lowest[density] else text
+        return f"**{text}**" if f"{value:.4f}" == f"{lowest[density]:.4f}" else text
 
     return [[variant, *(cell(density, variant) for density in densities)] for variant in variants]
 
@@ -147,5 +147,7 @@ def compare(
         seeds = [len(values) for key, values in found.items() if key[0] == clock]
         print(f"\nmedian KL in nats after {clock}; {min(seeds)} to {max(seeds)} seeds")
         print_table(["", *options.densities], table_of(found, clock, options.densities, shown))
-    if found:
+    if not found:
+        print(f"no such runs in {options.csv}")
+    else:
         draw(options.csv.with_suffix(".png"), found, options.densities, shown)

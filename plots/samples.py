@@ -38,6 +38,6 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
                              aspect=histogram.get_aspect())  # fmt: skip
     # The lowest are so few, and so low, that the others would all look alike.
     add_color_bar(add_axes(figure, 48 + SIDE + 5, TOP, 12, SIDE), shown, "model's log p(x), nats", extend="min")
-    add_color_bar(add_axes(figure, 568 + SIDE + 5, TOP, 12, SIDE), image, "samples per unit area")
+    add_color_bar(add_axes(figure, 568 + SIDE + 5, TOP, 12, SIDE), image, "share of samples per unit area")
     figure.text(0.5, 0.965, title, fontsize=12, ha="center", va="center")
     write_png(path, pixels(figure))

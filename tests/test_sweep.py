@@ -41,7 +41,8 @@ BAD = {
     "data.noise=0.1,1e-9": "data.noise accepts at least",
     "device=cpu,tpu": "device accepts auto or a device of this machine",
     "sed=0,1": "sed accepts nothing: there is no such setting",
-    "seed=0,1 hydra/launcher=cloud": "cloud",
+    "seed=0,1 hydra/launcher=jobib": "hydra/launcher accepts basic | joblib | ",
+    "optimizer.lr=interval(1e-3,1e-1)": "optimizer.lr accepts values with commas between them; an interval with",
     "hydra.sweep.dir=/proc/nowhere": "hydra.sweep.dir accepts a folder that can be written",
     "resume=nowhere": "resume accepts a folder written by train.py -m, with its sweep.json; got 'nowhere'",
 }

@@ -455,7 +455,11 @@ BAD = {
     "device=tpu": ("device accepts auto or a device of this machine", "'tpu'"),
     "+sed=1": ("sed accepts nothing", "1"),
     "+flow.heads=1": ("flow.heads accepts nothing", "1"),
-    "resume=nowhere": ("resume accepts a folder written by train.py", "'nowhere'"),
+    "resume=nowhere": ("resume accepts a folder written by train.py", "'nowhere': there is no such folder"),
+    "data=points data.path=a(1).csv": ("data.path accepts Hydra's grammar", "quoted", "got 'a(1).csv'"),
+    "hydra/launcher=joblib": ("hydra/launcher accepts nothing without -m",),
+    "hydra.sweeper.n_trials=3 hydra/sweeper=optuna": ("hydra.sweeper.n_trials accepts nothing without -m",),
+    "flow=nfs --help": ("flow accepts ffjord | ", "got 'nfs' (did you mean 'nsf'?)"),
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
     "data._target_=datasets.target.torch.load": ("data._target_ accepts", "torch.load"),
     "seed=100000000000000000000": ("seed accepts a whole number", "100000000000000000000"),
@@ -485,7 +489,7 @@ BAD = {
 class TestBadInput:
     @pytest.mark.parametrize("override", BAD)
     def test_is_one_line_and_status_2_and_writes_nothing(self, run: Run, tmp_path: Path, override: str) -> None:
-        result = run("train", *TINY, *re.split(r" (?=[\w.]+=)", override))
+        result = run("train", *TINY, *re.split(r" (?=[\w./]+=|--)", override))
         assert result.status == 2
         (line,) = result.err.strip().splitlines()
         for words in BAD[override]:

@@ -24,7 +24,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from arguments import ArgumentError, check_arguments, nearest
 from training.captured import require_capturable
 from training.configuration import build, build_flow, build_target, check_config, choose_device, load_config
-from training.defaults import CONFIGS
+from training.defaults import CONFIGS, check_choice, choices_in
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
@@ -44,6 +44,8 @@ __all__ = ["command"]
 
 WHERE = ("hydra/launcher", "hydra.launcher")
 """Settings that say where a sweep runs, not what."""
+
+OF_SWEEPS = (*WHERE, "hydra/sweeper", "hydra.sweep")
 
 LAUNCHERS = ("joblib", "multiprocessing", "submitit", "ray")
 """Packages whose errors are of where a sweep ran: a worker that was killed, or took too long."""
@@ -106,7 +108,7 @@ def _dispatch(
     """Do what the command line asks for: say something, go on with a run, begin one, or make many."""
     if arguments.help:
         with _read_as_far_as_wanted():
-            print(help_page(config_name, arguments.overrides))
+            print(help_page(config_name, [] if arguments.config_dir else arguments.overrides))
         return
     if arguments.experimental_rerun is not None:
         _exit(2, "--experimental-rerun would run what a file says; resume= goes on with a run")
@@ -127,6 +129,9 @@ def _dispatch(
         if config.hydra.mode == RunMode.MULTIRUN:
             _run_many(task, settings, config_name, arguments)
         else:
+            for override in _parse(arguments.overrides):
+                if override.key_or_group.startswith(OF_SWEEPS):
+                    raise ArgumentError(override.key_or_group, "nothing without -m", repr(override.input_line))
             _run_once(task, settings, config)
 
 
@@ -244,6 +249,10 @@ def _check_runs(
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         loader = GlobalHydra.instance().config_loader()  # what flow=glob(*) is looked up in
         swept = OverridesParser.create(loader).parse_overrides([*given, *of_task])
+    for override in swept:
+        if override.is_interval_sweep() and not search:
+            accepts = "values with commas between them; an interval with hydra/sweeper=optuna"
+            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
     targets, models = set(), set()
     for combination in tqdm(
         list(combinations(swept, search)), desc="checking", unit="run", delay=1, disable=None, leave=False
@@ -401,10 +410,7 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
         if override.is_sweep_override():
             raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
         if group.is_dir() and not search and not key.startswith("hydra/"):
-            names = sorted(path.relative_to(group).with_suffix("").as_posix() for path in group.rglob("*.yaml"))
-            value = override.value()
-            if value not in names:
-                raise ArgumentError(key, " | ".join(names), f"{value!r}{nearest(str(value), names)}")
+            check_choice(key, override.value())
             choices.append(override.input_line)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
@@ -414,6 +420,10 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
             known = _settings_of(composed)
             for override in _parse(overrides):
                 key = override.key_or_group
+                if names := GlobalHydra.instance().config_loader().get_group_options(key):
+                    value = str(override.value())
+                    if value not in names:  # of Hydra's own groups: launchers, say
+                        raise ArgumentError(key, " | ".join(names), f"{value!r}{nearest(value, names)}") from None
                 if key not in known and override.input_line not in choices:
                     typed = [name for name in known if not name.startswith("hydra.") and "._" not in name]
                     accepts, suggestion = _elsewhere(key, composed.hydra.runtime.choices, typed)
@@ -425,9 +435,9 @@ def _elsewhere(key: str, choices: DictConfig, known: list[str]) -> tuple[str, st
     """What to say of an unknown setting: what `key` accepts, and a suggestion after what it got."""
     group, _, name = key.partition(".")
     having = [
-        path.relative_to(CONFIGS / group).with_suffix("").as_posix()
-        for path in sorted((CONFIGS / group).rglob("*.yaml"))
-        if group in choices and group != "experiment" and name in OmegaConf.load(path)
+        choice
+        for choice in choices_in(group)
+        if group in choices and group != "experiment" and name in OmegaConf.load(CONFIGS / group / f"{choice}.yaml")
     ]
     if having:
         return f"nothing with {group}={choices[group]}: it is of {group}={'|'.join(having)}", ""
@@ -465,7 +475,16 @@ def _leave_standard_output() -> None:
 
 
 def _parse(overrides: list[str]) -> list[Override]:
-    return OverridesParser.create().parse_overrides(overrides)
+    """
+    Raises:
+        ArgumentError: one is not in Hydra's grammar.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        name, _, value = error.override.partition("=")
+        accepts = f"""Hydra's grammar, where brackets and the like are quoted: {name}='"..."'"""
+        raise ArgumentError(name, accepts, repr(value)) from None
 
 
 def _exit(status: int, message: str) -> None:

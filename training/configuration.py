@@ -213,7 +213,11 @@ def load_config(folder: Path, setting: str) -> DictConfig:
     try:
         text, config = path.read_text(encoding="utf-8"), OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = "there is none" if isinstance(error, FileNotFoundError) else str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            reason = "that file is not there" if folder.is_dir() else "there is no such folder"
+        if (folder / "sweep.json").is_file():
+            reason = "a sweep: go on with it by -m, or name one of its runs"
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error
     if "${" in text:  # what it stands for is not in the file, and could be anything
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which refers to values outside it")

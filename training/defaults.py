@@ -1,4 +1,4 @@
-"""How a run's configuration differs from the configs as they stand."""
+"""The configs as they stand: what can be chosen there, and how a run's configuration differs from them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,27 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-__all__ = ["CONFIGS", "changed_settings", "choices_of", "recipe"]
+from arguments import ArgumentError, nearest
+
+__all__ = ["CONFIGS", "changed_settings", "check_choice", "choices_in", "choices_of", "recipe"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def choices_in(group: str) -> list[str]:
+    """The names of the files of a group."""
+    folder = CONFIGS / group
+    return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
+
+
+def check_choice(group: str, value: Any) -> None:
+    """
+    Raises:
+        ArgumentError: the group has no file of that name.
+    """
+    names = choices_in(group)
+    if value not in names:
+        raise ArgumentError(group, " | ".join(names), f"{value!r}{nearest(str(value), names)}")
 
 
 def choices_of(flow: str) -> dict[str, str | None]:

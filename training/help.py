@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import yaml
 
-from training.defaults import CONFIGS, choices_of, recipe
+from training.defaults import CONFIGS, check_choice, choices_in, choices_of, recipe
 
 __all__ = ["help_page"]
 
@@ -33,6 +33,9 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
     Args:
         config_name: the command's own.
         overrides: what else was typed: the settings of the choices among them are shown, `flow=iresnet --help`.
+
+    Raises:
+        ArgumentError: there is no such choice.
     """
     path = CONFIGS / f"{config_name}.yaml"
     texts = yaml.safe_load(path.read_text(encoding="utf-8"))["hydra"]["help"]
@@ -42,13 +45,15 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
     if groups:
         lines.append("Groups, and their choices (the default first):")
         for group in groups:
-            names = [file.relative_to(CONFIGS / group.name) for file in (CONFIGS / group.name).rglob("*.yaml")]
-            others = sorted(name for name in (file.with_suffix("").as_posix() for file in names) if name != group.value)
+            others = [name for name in choices_in(group.name) if name != group.value]
             first = [] if group.value == "null" else [group.value]
             lines += _entry(group.name, ", ".join([*first, *others]), group.comment)
         lines.append("")
     lines.append("Settings, and their defaults:")
     lines += [line for setting in _matches(SETTING, path) for line in _entry(*_joined(setting))]
+    for group in groups:
+        for name in typed[group.name].split(",") if group.name in typed else ():  # those of a sweep
+            check_choice(group.name, name)
     brought, changed = recipe(typed["experiment"]) if "experiment" in typed else ({}, {})
     flow = next(({**brought, **typed}.get("flow", group.value) for group in groups if group.name == "flow"), None)
     chosen = {**(choices_of(flow) if flow else {}), **brought, **typed}

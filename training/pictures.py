@@ -15,6 +15,7 @@ from plots.epoch_figure import EpochFigure
 from plots.transport import TransportGif
 from training.density_grid import DensityGrid
 from training.evaluation import Evaluation
+from training.run_folder import figure_path
 
 __all__ = ["Pictures"]
 
@@ -70,7 +71,7 @@ class Pictures:
         nll = "" if evaluation.kl is None else f"   ·   NLL {evaluation.nll:.3f} nats"
         subtitle = f"epoch {epoch}   ·   {evaluation.headline}{nll}   ·   {seconds:.0f} s"
         self.figure.update(learned, samples[:SAMPLES].cpu().numpy(), images, subtitle)
-        self.figure.save(self.folder / "plots" / f"epoch_{epoch:04d}.png")
+        self.figure.save(figure_path(self.folder, epoch))
         self.density_gif.append(learned, f"epoch {epoch}   {evaluation.measure} {evaluation.merit:.4f} nats")
         fitted = _fit(path, SAMPLES)
         lines = fitted[:, SAMPLES:].reshape(len(path), 2 * GRID_LINES, GRID_POINTS, 2)

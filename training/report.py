@@ -16,7 +16,7 @@ from reports.chart import Series, chart, swatch
 from reports.page import embedded, page, picture, table, tiles
 from training.configuration import load_config
 from training.defaults import changed_settings
-from training.run_folder import load_metrics, load_summary
+from training.run_folder import figure_path, load_metrics, load_summary
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 __all__ = ["write_run_report", "write_sweep_report"]
@@ -63,7 +63,7 @@ def write_run_report(run: Path) -> None:
         '<div class="pictures">',
         picture(run / "density.gif", "the learned density, epoch by epoch"),
         picture(run / "transport.gif", "samples carried from the base to the data"),
-        picture(run / "plots" / f"epoch_{summary['epochs']:04d}.png", "the last epoch", wide=True),
+        picture(figure_path(run, summary["epochs"]), "the last epoch, measured on fewer points", wide=True),
         "</div>",
         *_curves([(0, "", load_metrics(run))]),
         *_settings(config, summary),

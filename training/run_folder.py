@@ -41,6 +41,7 @@ __all__ = [
     "LoadedRun",
     "UnwritableError",
     "describe",
+    "figure_path",
     "load_metrics",
     "load_run",
     "load_summary",
@@ -130,6 +131,11 @@ def _git(*arguments: str) -> str | None:
         return None
     done = subprocess.run([git, *arguments], cwd=folder, capture_output=True, text=True, errors="replace", check=False)
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+def figure_path(folder: Path, epoch: int) -> Path:
+    """Where an epoch's figure is."""
+    return folder / "plots" / f"epoch_{epoch:04d}.png"
 
 
 def load_metrics(folder: Path) -> list[dict[str, float]]:

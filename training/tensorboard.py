@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from arguments import ArgumentError
+from training.run_folder import figure_path
 
 __all__ = ["TensorBoard"]
 
@@ -39,7 +40,7 @@ class TensorBoard:
         for key, value in row.items():
             if key not in ("epoch", "step") and value is not None:
                 self._writer.add_scalar(key, value, step)
-        figure = folder / "plots" / f"epoch_{int(row['epoch']):04d}.png"
+        figure = figure_path(folder, int(row["epoch"]))
         if figure.exists():
             with Image.open(figure) as image:
                 self._writer.add_image("epoch", np.asarray(image), step, dataformats="HWC")

@@ -170,7 +170,7 @@ class Trainer:
     def limit(self) -> str:
         """The setting that ends the run, or has ended it."""
         if self.progress.epoch >= self.epochs or self.max_seconds is None:
-            return f"trainer.epochs={self.epochs}"
+            return f"trainer.epochs={max(self.epochs, self.progress.epoch)}"
         return f"trainer.max_seconds={self.max_seconds:g}"
 
     def finished(self) -> Evaluation | None:
