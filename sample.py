@@ -60,7 +60,11 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         if points is not None:
-            _write(out / f"points_log_prob.{settings.format}", _log_prob(run, points), "log_prob")
+            log_q = _log_prob(run, points)
+            if len(bad := np.nonzero(np.isnan(log_q))[0]):
+                accepts, got = "points that numbers reach", f"{points[bad[0]].tolist()}, row {bad[0]} from 0"
+                raise ArgumentError("points", accepts, got)
+            _write(out / f"points_log_prob.{settings.format}", log_q, "log_prob")
             written.append(f"points_log_prob.{settings.format}")
         if settings.grid is not None:
             _write_grid(out / "density.npz", run, settings.grid)
@@ -75,7 +79,7 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
 
 def _read_points(path: str) -> Tensor:
     try:
-        return torch.from_numpy(PointTable(path).table).float()
+        return torch.from_numpy(PointTable(path).table)
     except ArgumentError as error:
         raise ArgumentError("points", error.accepts, error.got) from None
 

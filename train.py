@@ -22,8 +22,8 @@ from training.configuration import build, build_flow, build_target, choose_devic
 from training.report import write_run_report
 from training.run_folder import describe, load_summary, open_folder
 
-RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "trainer.cuda_graph", "device", "threads")
-"""What may change with `resume=`."""
+RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "trainer.cuda_graph", "device", "threads", "data.path")
+"""What may change with `resume=`: the same data may be elsewhere."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class DataFile:
             raise ArgumentError("sha256", "64 hexadecimal digits, or null", repr(sha256))
         if path is None:
             raise ArgumentError("path", accepts, "null")
-        self.path, self.accepts = Path(path).resolve(), accepts
+        self.path, self.accepts = Path(os.path.abspath(os.path.expanduser(path))), accepts
         if self.path.exists() and not self.path.is_file():
             raise self.refused("not a file")
         try:

@@ -70,19 +70,19 @@ class Image(DataFile, TargetDensity):
         """Of each pixel, from 0 to 1, shape (rows, columns), the highest row first."""
         try:
             picture = _upright(self.content)
-            if picture.mode.startswith("I;16"):
-                picture = PIL.Image.fromarray(np.asarray(picture).astype(np.float32) / 65535)
-            elif picture.mode in ("I", "F"):
-                raise self.refused("its range of brightness is unknown; 8 or 16 bits a channel are known")
-            else:
-                picture = picture.convert("RGBA")
-                white = PIL.Image.new("RGBA", picture.size, "white")
-                grey = PIL.Image.alpha_composite(white, picture).convert("L")
-                picture = PIL.Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
         except PIL.UnidentifiedImageError as error:
             raise self.refused("it is not a picture") from error
-        except (OSError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-            raise self.refused(str(error).splitlines()[0]) from error
+        except Exception as error:  # whatever the damage leads to
+            raise self.refused(str(error).partition("\n")[0] or type(error).__name__) from error
+        if picture.mode.startswith("I;16"):
+            picture = PIL.Image.fromarray(np.asarray(picture).astype(np.float32) / 65535)
+        elif picture.mode in ("I", "F"):
+            raise self.refused("its range of brightness is unknown; 8 or 16 bits a channel are known")
+        else:
+            picture = picture.convert("RGBA")
+            white = PIL.Image.new("RGBA", picture.size, "white")
+            grey = PIL.Image.alpha_composite(white, picture).convert("L")
+            picture = PIL.Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
         shrink = resolution / max(picture.size)
         if shrink < 1:
             size = [max(round(side * shrink), 1) for side in picture.size]
@@ -122,7 +122,7 @@ class Image(DataFile, TargetDensity):
 
 
 def _upright(content: bytes) -> PIL.Image.Image:
-    """The picture, turned as its camera noted: a damaged note is none."""
+    """The picture, read, and turned as its camera noted: a damaged note is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         picture = PIL.Image.open(io.BytesIO(content))
@@ -130,5 +130,6 @@ def _upright(content: bytes) -> PIL.Image.Image:
             orientation = picture.getexif().get(0x0112)
         except Exception:  # whatever the damage leads to, the picture is there
             orientation = None
+        picture.load()
     turn = TURNS.get(orientation)
     return picture if turn is None else picture.transpose(turn)

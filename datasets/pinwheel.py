@@ -69,7 +69,8 @@ class Pinwheel(TargetDensity):
         y = x.double().reshape(-1, 2) / SCALE
         rho, theta = torch.linalg.vector_norm(y, dim=1), torch.atan2(y[:, 1], y[:, 0])
         # Where a circle is bent too little to overtake itself: only the ascending roots, one for each blade.
-        folded = RATE * rho * rho.clamp(max=FAR).exp() > 1
+        bent = rho.clamp(max=FAR)
+        folded = _slope(bent, _steepest(bent)) < 0
         log_p = torch.empty_like(rho)
         log_p[~folded] = self._log_sum(rho[~folded], theta[~folded], folded=False)
         log_p[folded] = self._log_sum(rho[folded], theta[folded], folded=True)
@@ -107,17 +108,14 @@ def _roots(rho: Tensor, theta: Tensor, blades: int, most: int, folded: bool) -> 
     Unless `folded`, u rises all around the circle, and there is a root for each blade. Otherwise u falls between two
     angles; of both parts the `most` roots on either side of the most likely place are found. NaN where there is none.
     """
-    # u' = 1 + rho sin(phi) e^(rho cos(phi)) / 4 is least where cos(phi) = rho sin(phi)^2.
-    lowest = -torch.acos(2 * rho / (1 + (1 + 4 * rho**2).sqrt()))
+    lowest = _steepest(rho)
     spacing = 2 * math.pi / blades
     if not folded:
         first = torch.ceil((_u(rho, lowest) - theta) / spacing)
         goals = theta + spacing * (first + torch.arange(blades).to(rho))
         return _solve(rho, goals, lowest, lowest + 2 * math.pi)
-    # Where the least slope is not negative, both ends are that one place, and the falling part is empty.
-    negative = _slope(rho, lowest) < 0
-    start = torch.where(negative, _bisect_slope(rho, lowest - math.pi, lowest), lowest)
-    end = torch.where(negative, _bisect_slope(rho, torch.zeros_like(lowest), lowest), lowest)
+    start = _bisect_slope(rho, lowest - math.pi, lowest)
+    end = _bisect_slope(rho, torch.zeros_like(lowest), lowest)
     # The rising part: around phi = 0, where a blade's middle is.
     middle = torch.round((_u(rho, torch.zeros_like(rho)) - theta) / spacing)
     count = max(most, blades)
@@ -136,6 +134,11 @@ def _u(rho: Tensor, phi: Tensor) -> Tensor:
 
 def _slope(rho: Tensor, phi: Tensor) -> Tensor:
     return 1 + RATE * rho * torch.sin(phi) * (rho * torch.cos(phi)).exp()
+
+
+def _steepest(rho: Tensor) -> Tensor:
+    """Where the slope, 1 + rho sin(phi) e^(rho cos(phi)) / 4, is least: there cos(phi) = rho sin(phi)^2."""
+    return -torch.acos(2 * rho / (1 + (1 + 4 * rho**2).sqrt()))
 
 
 def _bisect_slope(rho: Tensor, positive: Tensor, negative: Tensor) -> Tensor:

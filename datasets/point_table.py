@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import io
+import re
 
 import numpy as np
 
@@ -39,8 +41,9 @@ class PointTable(DataFile):
     def _read_npy(self) -> np.ndarray:
         try:
             table = np.load(io.BytesIO(self.content), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
-            raise self.refused(f"not a NumPy array: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # whatever the damage leads to
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise self.refused(f"not a NumPy array: {reason}") from error
         if not isinstance(table, np.ndarray) or table.ndim != 2 or table.shape[1] != 2 or table.dtype.kind not in "fiu":
             raise self.refused(
                 f"it holds {table.dtype} of shape {table.shape}" if hasattr(table, "shape") else "no array"
@@ -51,14 +54,15 @@ class PointTable(DataFile):
         return table.astype(np.float64)
 
     def _read_csv(self) -> np.ndarray:
-        try:
-            text = self.content.decode("utf-8-sig")
+        content = self.content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        first, *rest = content.rstrip(b"\n").split(b"\n", 1)
+        try:  # a header may be in another encoding
+            text = "\n".join([first.decode(errors="replace"), *(part.decode() for part in rest)])
         except UnicodeDecodeError as error:
-            line = self.content.count(b"\n", 0, error.start) + 1
-            raise self.refused(f"line {line} is not text") from error
-        text = text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+            line = error.object.count(b"\n", 0, error.start) + 2
+            raise self.refused(f"line {line} is not UTF-8 text") from error
         lines = text.replace(";", ",").replace("\t", ",").split("\n")
-        header = int(not any(_is_number(field, finite=False) for field in lines[0].split(",")))
+        header = int(not any(_begins_as_number(field) for field in lines[0].split(",")))
         try:
             table = np.loadtxt(lines[header:], delimiter=",", comments=None, ndmin=2) if lines[header:] else None
         except ValueError:
@@ -67,14 +71,18 @@ class PointTable(DataFile):
             return table
         for number, line in enumerate(lines[header:], header + 1):
             fields = line.split(",")
-            if len(fields) != 2 or not all(_is_number(field, finite=True) for field in fields):
+            if len(fields) != 2 or not all(_is_number(field) for field in fields):
                 raise self.refused(f"line {number} is {text.split(chr(10))[number - 1][:60]!r}")
         raise self.refused("no points")
 
 
-def _is_number(text: str, finite: bool) -> bool:
+def _begins_as_number(text: str) -> bool:
+    """Whether it is no column's name: what is wrong with it is to be said then."""
+    return re.match(r"""["' ]*([-+]?\.?\d|[-+]?(nan|inf)\b)""", text, re.IGNORECASE) is not None
+
+
+def _is_number(text: str) -> bool:
     try:
-        value = float(text) if text.isascii() and "_" not in text else None
+        return text.isascii() and "_" not in text and abs(float(text)) < LARGEST
     except ValueError:
         return False
-    return value is not None and (not finite or abs(value) < LARGEST)

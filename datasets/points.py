@@ -17,11 +17,14 @@ __all__ = ["Points", "window_of"]
 
 FEWEST = 20
 FURTHEST = 1e4  # standard deviations from zero: a float32 has seven digits
+NARROWEST, WIDEST = 1e-18, 1e18  # standard deviations: a density is per unit area, and a float32 ends at 3e38
 OUTSIDE = 0.0005  # share of the points that the window leaves out to each side
 
 
 class Points(PointTable, Target):
     """The points of a file: a part of them is trained on, again and again, and the rest held out.
+
+    `mean` and `std` are of that part.
 
     Which points are held out depends on the file alone.
 
@@ -42,18 +45,20 @@ class Points(PointTable, Target):
         sha256: str | None = None,
     ) -> None:
         super().__init__(path, sha256, FEWEST)
-        table = self.table
-        self.mean, self.std = (torch.from_numpy(figure) for figure in (table.mean(axis=0), table.std(axis=0)))
-        for column, name, mean, std in zip(table.T, "xy", self.mean.tolist(), self.std.tolist(), strict=True):
+        shuffled = self.table[torch.randperm(len(self.table), generator=torch.Generator().manual_seed(0)).numpy()]
+        n = min(max(round(held_out * len(shuffled)), 2), len(shuffled) - 2)
+        held_out_part, part = shuffled[:n], shuffled[n:]
+        self.held_out, self.train = (torch.from_numpy(points).float() for points in (held_out_part, part))
+        self.mean, self.std = (torch.from_numpy(figure) for figure in (part.mean(axis=0), part.std(axis=0)))
+        for column, name, mean, std in zip(part.T, "xy", self.mean.tolist(), self.std.tolist(), strict=True):
             if np.ptp(column) < 1 / LARGEST:
                 raise self.refused(f"all points have the same {name}")
+            if not NARROWEST < std < WIDEST:
+                raise self.refused(f"{name} is {mean:.6g} ± {std:.2g}, beyond float32 as an area: change its unit")
             if abs(mean) > FURTHEST * std:
                 raise self.refused(
                     f"{name} is {mean:.6g} ± {std:.2g}, too far from zero for float32: subtract its mean"
                 )
-        shuffled = torch.from_numpy(table)[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))]
-        n = min(max(round(held_out * len(table)), 2), len(table) - 2)
-        self.held_out, self.train = shuffled[:n].float(), shuffled[n:].float()
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Points to train on, each of them once in a random order before any comes again."""

@@ -87,7 +87,7 @@ class TargetDensity(Target):
         return self.sample(n, generator)
 
     def on_grid(self) -> np.ndarray:
-        points = midpoints(self.window, self.cells * self.oversampling).double()
+        points = midpoints(self.window, self.cells * self.oversampling)
         parts = self.log_prob(points).exp().view(self.cells, self.oversampling, self.cells, self.oversampling)
         return parts.mean((1, 3)).numpy()
 
@@ -155,8 +155,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def midpoints(window: Window, side: int) -> Tensor:
-    """Of side x side cells that cover `window`, shape (side^2, 2), row by row, the lowest y first."""
-    x, y = (torch.linspace(low, high, 2 * side + 1)[1::2] for low, high in window)
+    """Of side x side cells that cover `window`, shape (side^2, 2), float64, row by row, the lowest y first."""
+    x, y = (torch.linspace(low, high, 2 * side + 1, dtype=torch.float64)[1::2] for low, high in window)
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([columns, rows], dim=-1).view(-1, 2)
 

@@ -258,6 +258,18 @@ def test_swiss_roll_against_an_average_of_gaussians(noise: float) -> None:
     np.testing.assert_allclose(SwissRoll(noise).log_prob(torch.from_numpy(points)).numpy(), expected, atol=1e-7)
 
 
+@pytest.mark.parametrize("noise", [0.125, 0.2])
+def test_one_blade_is_known_where_its_bending_is_steepest(noise: float) -> None:
+    """At radius 1 and a tangent of -1, where an angle is at the end of the circle that is searched."""
+    density = Pinwheel(blades=1, tangential_noise=noise)
+    at = torch.tensor([1.0], dtype=torch.float64)
+    near = density.bend(at + torch.tensor([-1e-7, 0.0, 1e-7]), -at, 0)
+    torch.testing.assert_close(density.log_prob(near), density.log_prob(near[:1]).expand(3), rtol=1e-4, atol=1e-4)
+    generator = torch.Generator().manual_seed(0)
+    surprise = -density.log_prob(density.sample(200_000, generator).double())
+    assert abs(float(surprise.mean()) - density.entropy) < 4 * float(surprise.std()) / 200_000**0.5
+
+
 @pytest.mark.parametrize(("blades", "noise"), [(5, 0.1), (3, 0.2), (1, 0.1)])
 def test_pinwheel_is_a_sum_over_all_that_is_bent_there(blades: int, noise: float) -> None:
     """Found by a scan of the whole circle, out to where the blades overtake themselves."""

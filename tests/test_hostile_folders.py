@@ -77,6 +77,13 @@ def test_a_stored_config_runs_nothing_foreign(run: Run, folder: Path, old: str, 
     refused(run, folder)
 
 
+def test_a_window_that_cannot_be_read_is_one_line(run: Run, folder: Path) -> None:
+    (folder / "densities" / "target.npz").write_bytes(b"PK\x03\x04 cut")
+    result = run("sample", f"run={folder}")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert result.err.startswith("sample.py: run accepts a folder whose files are all of one run")
+
+
 def leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
     """The path to every group and every setting."""
     for key, value in node.items():

@@ -79,6 +79,8 @@ def test_the_same_commands(run: Run, tmp_path: Path, name: str) -> None:
     ("setting", "named"),
     [("estimator=exact", "estimator accepts nothing: flow=nsf"), ("flow.coeff=0.9", "flow.coeff"),
      ("flow.blocks=3", "flow.blocks"), ("flow.transforms=0", "flow.transforms"),
+     ("estimator.n_terms=3", "estimator.n_terms accepts nothing: with flow=nsf there is no estimator"),
+     ("+flow.dimensions=3", "flow.dimensions accepts nothing"),
      ("trainer.power_iterations=3", "trainer.power_iterations accepts nothing: flow=nsf")],
 )  # fmt: skip
 def test_what_does_not_apply_is_refused_by_name(run: Run, tmp_path: Path, setting: str, named: str) -> None:

@@ -56,7 +56,8 @@ class TestPoints:
     @pytest.mark.parametrize(
         ("line", "bad"),
         [(1, "1,x"), (9, "3"), (9, "1,2,3"), (9, ""), (9, "a,b"), (9, "1,nan"), (9, "inf,1"), (9, "1,1e39"), (9, "1 2"),
-         (9, "1_0,2"), (9, '"1","2"'), (9, "1,"), (9, "0x1,2"), (40, "1,2,")],
+         (9, "1_0,2"), (9, '"1","2"'), (9, "1,"), (9, "0x1,2"), (40, "1,2,"),
+         (1, '"1.5","2.5"'), (1, "1 2"), (1, "0x1,0x2"), (1, "-.5.1, +3a"), (1, "nan,x")],
     )  # fmt: skip
     def test_a_bad_line_is_named(self, tmp_path: Path, line: int, bad: str) -> None:
         lines = [*GOOD[: line - 1], bad, *GOOD[line:], "5,5"]
@@ -64,12 +65,27 @@ class TestPoints:
         with pytest.raises(ArgumentError, match=rf"^path accepts a \.csv file.*: line {line} is "):
             Points(str(tmp_path / "a.csv"))
 
+    @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+    @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+    def test_a_line_in_another_encoding_is_named_but_a_header_is_fine(
+        self, tmp_path: Path, mark: bytes, end: bytes
+    ) -> None:
+        lines = ["x °C,y".encode("cp1252"), *(line.encode() for line in GOOD)]
+        (tmp_path / "a.csv").write_bytes(mark + end.join(lines))
+        assert len(Points(str(tmp_path / "a.csv")).table) == 40
+        lines[4] = b"\xff,3"
+        (tmp_path / "a.csv").write_bytes(mark + end.join(lines))
+        with pytest.raises(ArgumentError, match="line 5 is not UTF-8 text"):
+            Points(str(tmp_path / "a.csv"))
+
     @pytest.mark.parametrize(
         ("content", "words"),
         [(b"", "only 0 points|line 1 is|no points"), (b"x,y\n", "no points"), (b"1,2\n3,4", "only 2 points"),
-         (b"1,2\n\xff\xfe", "line 2 is not text"), (b"1,2\n" * 30, "all points have the same x"),
+         (b"1,2\n" * 30, "all points have the same x"),
          (b"0.1,1\n0.1,2\n" * 30, "all points have the same x"),
-         ("\n".join(f"{i % 3},{1e9 + i}" for i in range(30)).encode(), "y is 1e.09 .* too far from zero")],
+         ("\n".join(f"{i % 3},{1e9 + i}" for i in range(30)).encode(), "y is 1e.09 .* too far from zero"),
+         ("\n".join(f"{i % 3},{1e20 * (i % 4)}" for i in range(30)).encode(), "y is .* change its unit"),
+         ("\n".join(f"{1e-20 * (i % 3)},{i}" for i in range(30)).encode(), "x is .* change its unit")],
     )  # fmt: skip
     def test_a_file_that_is_no_point_cloud_is_refused(self, tmp_path: Path, content: bytes, words: str) -> None:
         (tmp_path / "a.csv").write_bytes(content)
@@ -88,6 +104,37 @@ class TestPoints:
             np.save(tmp_path / "a.npy", array, allow_pickle=True)
         with pytest.raises(ArgumentError, match=r"^path accepts a \.csv file of two numbers a line, or a \.npy file"):
             Points(str(tmp_path / "a.npy"))
+
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [(None, b"PK\x03\x04 cut"), (b"(30, 2)", b"(30, 2 "), (b"(30, 2)", b"(9**9, )"), (b"(30, 2)", b"(3e9,2)")],
+    )
+    def test_a_damaged_array_is_refused(self, tmp_path: Path, old: bytes | None, new: bytes) -> None:
+        np.save(tmp_path / "a.npy", np.zeros((30, 2)))
+        whole = (tmp_path / "a.npy").read_bytes()
+        (tmp_path / "a.npy").write_bytes(new if old is None else whole.replace(old, new))
+        with pytest.raises(ArgumentError, match=r"^path accepts a \.csv file .*: not a NumPy array: ."):
+            Points(str(tmp_path / "a.npy"))
+
+    def test_more_rows_than_memory_holds_are_refused(self, tmp_path: Path) -> None:
+        with open(tmp_path / "a.npy", "wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (10**15, 2)})
+        with pytest.raises(ArgumentError, match="not a NumPy array"):
+            Points(str(tmp_path / "a.npy"))
+
+    def test_a_link_is_read_by_its_own_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        np.save(tmp_path / "kept.npy", cloud())
+        (tmp_path / "kept.npy").rename(tmp_path / "0f3a")
+        (tmp_path / "a.npy").symlink_to("0f3a")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert len(Points("~/a.npy").table) == 400
+
+    def test_what_is_held_out_decides_nothing(self, tmp_path: Path) -> None:
+        """Neither the mean nor the standard deviation by which a flow standardizes."""
+        np.savetxt(tmp_path / "a.csv", cloud(), delimiter=",")
+        points = Points(str(tmp_path / "a.csv"), held_out=0.5)
+        torch.testing.assert_close(points.mean, points.train.double().mean(0), rtol=1e-6, atol=0)
+        torch.testing.assert_close(points.std, points.train.double().std(0, correction=0), rtol=1e-6, atol=0)
 
     def test_a_million_points_load_quickly(self, tmp_path: Path) -> None:
         lines = [f"{i % 1000 * 0.001:.6f},{i * 1e-6:.6f}" for i in range(1_000_000)]
@@ -131,6 +178,10 @@ class TestRun:
 
         table.unlink()  # a trained flow needs its data no more
         assert run("sample", f"run={folder}", "n=2000").status == 0
+        assert run("sample", f"run={folder}", "grid=50").status == 0  # on the window that the run was drawn in
+        grid, drawn = np.load(folder / "density.npz"), np.load(folder / "densities" / "target.npz")
+        for axis, (low, high) in zip("xy", drawn["window"], strict=True):
+            np.testing.assert_allclose(grid[axis], low + (np.arange(50) + 0.5) * (high - low) / 50)
         samples = np.load(folder / "samples.npy")
         for axis, (middle, scale) in enumerate(((50, 2), (-3000, 200))):
             assert abs(np.median(samples[:, axis]) - middle) < 0.3 * scale
@@ -163,7 +214,11 @@ class TestRun:
         run("train", *settings, "trainer.epochs=1", folder=tmp_path / "part")
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        result = run("train", f"resume={tmp_path}/part", f"data.path=../{path}", "trainer.epochs=2")
+        (tmp_path / path).rename("found.csv" if data == "points" else "found.png")
+        missing = run("train", f"resume={tmp_path}/part", "trainer.epochs=2")
+        assert (missing.status, "data.path accepts" in missing.err) == (2, True)
+        found = "found.csv" if data == "points" else "found.png"
+        result = run("train", f"resume={tmp_path}/part", f"data.path={found}", "trainer.epochs=2")
         assert result.status == 0, result.err
         part = Result(0, "", "", tmp_path / "part")
         assert part.rows == whole.rows
@@ -330,11 +385,11 @@ class TestImage:
         density = Image(str(tmp_path / "a.png"), resolution=100)
         assert (density.rows, density.columns) == (50, 100)
 
-    @pytest.mark.parametrize("content", ["blank", "cut", "text"])
+    @pytest.mark.parametrize("content", ["blank", "cut", "text", "P3\n8 8\n255\n1 2 3 x y"])
     def test_what_is_no_picture_is_refused(self, tmp_path: Path, content: str) -> None:
         path = tmp_path / "a.png"
         PIL.Image.fromarray(np.full((50, 50), 255, dtype=np.uint8)).save(path)
         if content != "blank":
-            path.write_bytes(path.read_bytes()[:60] if content == "cut" else b"no picture")
+            path.write_bytes(path.read_bytes()[:60] if content == "cut" else content.encode())
         with pytest.raises(ArgumentError, match=r"^path accepts a picture"):
             Image(str(path))

@@ -126,6 +126,15 @@ def test_a_bad_file_of_points_is_named_with_its_line(run: Run, trained: Path, tm
     assert not (tmp_path / "new").exists()
 
 
+def test_a_point_beyond_numbers_is_named(run: Run, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save("far.npy", [[0.0, 0.0], [1.0, 2.0]])
+    flow = type(load_run(trained).flow)
+    monkeypatch.setattr(flow, "log_prob", lambda self, x: torch.where(x[:, 0] > 0, torch.nan, 0.0))
+    result = run("sample", f"run={trained}", "points=far.npy", "out=new")
+    assert (result.status, Path("new/points_log_prob.npy").exists()) == (2, False)
+    assert result.err == "sample.py: points accepts points that numbers reach; got [1.0, 2.0], row 1 from 0\n"
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

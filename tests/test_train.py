@@ -456,9 +456,12 @@ BAD = {
     "+sed=1": ("sed accepts nothing", "1"),
     "+flow.heads=1": ("flow.heads accepts nothing", "1"),
     "resume=nowhere": ("resume accepts a folder written by train.py", "'nowhere': there is no such folder"),
-    "data=points data.path=a(1).csv": ("data.path accepts Hydra's grammar", "quoted", "got 'a(1).csv'"),
+    "data=points data.path=a(1).csv": (
+        """data.path accepts Hydra's grammar, which quotes such a text: 'data.path="a(1).csv"'; got 'a(1).csv'""",
+    ),
     "hydra/launcher=joblib": ("hydra/launcher accepts nothing without -m",),
     "hydra.sweeper.n_trials=3 hydra/sweeper=optuna": ("hydra.sweeper.n_trials accepts nothing without -m",),
+    "+flow.dimensions=3": ("flow.dimensions accepts nothing",),
     "flow=nfs --help": ("flow accepts ffjord | ", "got 'nfs' (did you mean 'nsf'?)"),
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
     "data._target_=datasets.target.torch.load": ("data._target_ accepts", "torch.load"),
@@ -535,7 +538,7 @@ class TestBadInput:
         run("train", *TINY, NO_PLOTS, folder=tmp_path / "run")
         result = run("train", f"resume={tmp_path}/run", override)
         assert result.status == 2
-        others = "device, threads, trainer.cuda_graph, trainer.epochs, trainer.max_seconds"
+        others = "data.path, device, threads, trainer.cuda_graph, trainer.epochs, trainer.max_seconds"
         assert f"resume accepts no change of settings other than {others}; got {override} (" in result.err
 
 

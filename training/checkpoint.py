@@ -58,7 +58,7 @@ def belonging_together(folder: Path, setting: str) -> Iterator[None]:
     """Turn what fails inside, on a checkpoint that is not of the configuration beside it, into an ArgumentError."""
     try:
         yield
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         accepts = "a folder whose files are all of one run, as train.py left them"
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error

@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -363,7 +364,7 @@ def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> D
             refused.append(f"{key}={value} (chosen when a run begins)")
             continue
         stored = config.choices[key] if key in config.choices else OmegaConf.select(config, key)
-        if value == stored or (key == "data.path" and str(Path(str(value)).resolve()) == stored):
+        if value == stored:
             continue
         if key in resumable:
             OmegaConf.update(config, key, value)
@@ -439,6 +440,8 @@ def _elsewhere(key: str, choices: DictConfig, known: list[str]) -> tuple[str, st
         for choice in choices_in(group)
         if group in choices and group != "experiment" and name in OmegaConf.load(CONFIGS / group / f"{choice}.yaml")
     ]
+    if having and choices[group] is None:
+        return f"nothing: with flow={choices.flow} there is no {group}", ""
     if having:
         return f"nothing with {group}={choices[group]}: it is of {group}={'|'.join(having)}", ""
     namesakes = [full for full in known if full.rpartition(".")[2] == key]
@@ -483,8 +486,8 @@ def _parse(overrides: list[str]) -> list[Override]:
         return OverridesParser.create().parse_overrides(overrides)
     except OverrideParseException as error:
         name, _, value = error.override.partition("=")
-        accepts = f"""Hydra's grammar, where brackets and the like are quoted: {name}='"..."'"""
-        raise ArgumentError(name, accepts, repr(value)) from None
+        quoted = shlex.quote(f"{name}={QuotedString(value, Quote.double).with_quotes()}")
+        raise ArgumentError(name, f"Hydra's grammar, which quotes such a text: {quoted}", repr(value)) from None
 
 
 def _exit(status: int, message: str) -> None:

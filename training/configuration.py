@@ -103,6 +103,8 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     Raises:
         ArgumentError: the object itself refuses a setting, such as a contradictory pair.
     """
+    for name in arguments.keys() & node.keys():
+        raise ArgumentError(f"{node._get_full_key(None)}.{name}", "nothing: no setting decides it", repr(node[name]))
     try:
         return instantiate(node, **arguments)
     except InstantiationException as error:

@@ -33,7 +33,8 @@ from flows.lipschitz import LipschitzLinear
 from flows.precision import evaluation_device
 from flows.standardize import Standardize
 from training.checkpoint import belonging_together, load_checkpoint
-from training.configuration import build, build_flow, check_config, load_config
+from training.configuration import build_flow, check_config, load_config
+from training.density_grid import load_target
 from training.diagnosis import ContractionError, NonFiniteError
 
 __all__ = [
@@ -156,6 +157,7 @@ def load_summary(folder: Path) -> dict[str, Any]:
 class LoadedRun:
     """A run read back: its flow, with the averaged weights, in evaluation mode."""
 
+    folder: Path
     flow: Flow
     config: DictConfig
 
@@ -165,9 +167,10 @@ class LoadedRun:
 
     @property
     def window(self) -> Window:
-        """The rectangle to draw the run's density in. Without the file that it may have been trained on."""
-        if self.config.data.get("path") is None:
-            return build(self.config.data).window
+        """The rectangle that the run's density was drawn in; where that is not kept, one about its samples."""
+        with belonging_together(self.folder, "run"):
+            if (drawn := load_target(self.folder)) is not None:
+                return drawn.window
         return window_of(self.flow.sample(10_000, torch.Generator().manual_seed(0)).cpu())
 
 
@@ -202,4 +205,4 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
     device = evaluation_device(device or torch.device("cpu"))
     if config.get("compile") and device.type == "cpu":  # elsewhere only training is compiled
         flow.compile_for(device)
-    return LoadedRun(flow.to(device).eval().requires_grad_(False), config)
+    return LoadedRun(folder, flow.to(device).eval().requires_grad_(False), config)
