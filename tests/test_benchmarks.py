@@ -59,7 +59,7 @@ class TestCompare:
         assert ["a", "0.27", "-"] in rows
         assert ["b", "**0.0625**", "**-0.0001**"] in rows
         compare(monkeypatch, csv, "--show", "--seconds", "8")
-        assert capsys.readouterr().out == ""
+        assert capsys.readouterr().out == f"no such runs in {csv}\n"
         assert Image.open(csv.with_suffix(".png")).width > 400
 
     def test_other_clocks_are_other_runs(self, monkeypatch: pytest.MonkeyPatch, made: list, tmp_path: Path) -> None:
