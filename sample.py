@@ -62,8 +62,8 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
         if points is not None:
             log_q = _log_prob(run, points)
             if len(bad := np.nonzero(np.isnan(log_q))[0]):
-                accepts, got = "points that numbers reach", f"{points[bad[0]].tolist()}, row {bad[0]} from 0"
-                raise ArgumentError("points", accepts, got)
+                got = f"{points[bad[0]].tolist()}, row {bad[0]} (from 0)"
+                raise ArgumentError("points", "points that the flow can be evaluated at", got)
             _write(out / f"points_log_prob.{settings.format}", log_q, "log_prob")
             written.append(f"points_log_prob.{settings.format}")
         if settings.grid is not None:

@@ -44,6 +44,22 @@ def test_derivative_is_that_of_the_value(activation: Activation) -> None:
     torch.testing.assert_close(derivative, slopes(activation, x), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["elu", "softplus", "tanh", "lipswish", "clipswish"])
+def test_float32_is_close_however_far(name: str) -> None:
+    x = 10.0 ** torch.linspace(-3, 7, 4001).unsqueeze(1)
+    for points in (x, -x):
+        value, derivative = make_activation(name).value_and_derivative(points)
+        exact_value, exact = make_activation(name).double().value_and_derivative(points.double())
+        torch.testing.assert_close(value.double(), exact_value, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(derivative.double(), exact, rtol=0, atol=3e-6)
+
+
+def test_softplus_is_the_logarithm_of_a_sum() -> None:
+    x = torch.linspace(-90, 90, 200_001, dtype=torch.float64)
+    expected = torch.logaddexp(x, torch.zeros_like(x))
+    torch.testing.assert_close(make_activation("softplus")(x), expected, rtol=1e-14, atol=0)
+
+
 def test_derivative_that_is_not_written_out_is_found_by_differentiation(activation: Activation) -> None:
     x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     found = Activation.value_and_derivative(activation, x)

@@ -123,6 +123,16 @@ def test_a_block_inverts_within_1e_5_in_float32_out_to_six_standard_deviations(a
     assert float((block.inverse(block(x)[0])[0] - x).abs().max()) <= 1e-5
 
 
+def kepler(d: int, coeff: float) -> LipschitzMLP:
+    """x + g(x) is Kepler's equation in each coordinate, of an eccentricity near one: there Newton's steps go astray."""
+    net = LipschitzMLP(d, d, 1, coeff, "sin")
+    for layer in net.layers:
+        torch.nn.init.eye_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        layer.converge()
+    return net
+
+
 class TestFixedPoint:
     def test_the_bound_is_a_guarantee(self) -> None:
         """At a loose tolerance the error is no larger, and at a tight one the solution is that of the loose ones."""
@@ -165,6 +175,28 @@ class TestFixedPoint:
         x = points(2000, 2) * 3
         solved, _ = solve_fixed_point(net, x + net(x).detach(), 1e-9)
         torch.testing.assert_close(solved, x, rtol=0, atol=1e-8)
+
+    def test_where_newton_goes_astray_a_step_is_taken_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        net, steps, inverse = kepler(1, 0.99).double(), [], fixed_point.inverse_plus_identity
+        monkeypatch.setattr(fixed_point, "inverse_plus_identity", lambda J: steps.append(len(J)) or inverse(J))
+        x = 10 * points(2000, 1)
+        torch.testing.assert_close(solve_fixed_point(net, x + net(x).detach(), 1e-7)[0], x, rtol=0, atol=1e-6)
+        assert len(steps) < 100  # 32, and 215 where none is taken back
+
+    @pytest.mark.parametrize("coeff", [0.8, 0.98, 0.985, 0.99, 0.995])
+    def test_steps_without_a_look_are_enough_where_newton_goes_astray(self, coeff: float) -> None:
+        net, x = kepler(2, coeff), 10 * points(2000, 2, torch.float32)
+        with torch.no_grad():
+            found = fixed_point._solve_without_looking(net.normalize(x.dtype), net.bound(), x + net(x))
+            assert float((x + net(x) - found - net(found)).norm(dim=1).max()) < 1e-2
+
+    def test_without_a_look_a_step_is_taken_back_too(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(fixed_point, "STEPS_WITHOUT_LOOKING", 40)
+        net, x = kepler(2, 0.99).double(), 10 * points(2000, 2)
+        with torch.no_grad():
+            z = x + net(x)
+            found = fixed_point._solve_without_looking(net.normalize(x.dtype), net.bound(), z)
+            assert float((z - found - net(found)).norm(dim=1).max()) < 1e-9
 
     def test_a_broken_bound_is_an_error(self) -> None:
         net = residual_block(2).net
@@ -228,7 +260,7 @@ def test_steps_without_a_look_that_lead_nowhere_are_an_error(monkeypatch: pytest
     monkeypatch.setattr(fixed_point, "STEPS_WITHOUT_LOOKING", 1)
     net, z = residual_block(2).net, 5 * points(100, 2, torch.float32)
     with torch.no_grad(), pytest.raises(RuntimeError, match="after 1 steps"):
-        fixed_point._solve_without_looking(net.normalize(z.dtype), net.bound(), z)
+        fixed_point._solve_without_looking(net.normalize(z.dtype), 0.1, z)
 
 
 def test_an_implicit_block_is_one_equation() -> None:

@@ -28,6 +28,7 @@ from flows.residual_block import InverseBlock
 from flows.residual_flow import FlowOfBlocks
 from flows.stacks import stack_parameters
 from flows.standardize import Standardize
+from tests.test_bijections import kepler
 
 CPU = torch.device("cpu")
 FLOWS = [ResidualFlow, ImplicitFlow]
@@ -276,6 +277,37 @@ def test_a_mixture_of_a_dense_net_is_part_of_its_certificate() -> None:
     for net in flow._nets:
         net.raw_mix.data.uniform_(-2, 2)
         assert flow._certificate()[1] == [block.lipschitz() for block in flow._blocks]
+
+
+def test_where_newton_goes_astray_a_step_is_taken_back() -> None:
+    """Of an implicit block of two networks that are one, which undo each other."""
+    flow = ImplicitFlow(2, Exact(), blocks=1, width=2, depth=1, coeff=0.999, activation="sin", actnorm=False)
+    for net in flow._nets:
+        net.load_state_dict(kepler(2, 0.999).state_dict())
+    twin, x = compiled_copy(flow.double()).train(), 10 * torch.randn(2000, 2, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(twin(x)[0], x, rtol=0, atol=1e-7)
+
+
+def test_the_bound_is_of_the_residual_where_nothing_more_is_gained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of points one by one: the largest that a residual leaves room for is the bound that is told."""
+    monkeypatch.setattr(residual_flow, "COARSE_STEPS", 0)
+    torch.manual_seed(0)
+    flow = ResidualFlow(2, Exact(), blocks=1, width=16, coeff=0.97, actnorm=False, activation="sin").double()
+    for layer in flow._nets[0].layers:
+        layer.weight.data *= 10
+        layer.converge()
+    twin = compiled_copy(flow).eval()
+    block, ratios = twin._blocks[0], []
+    for tolerance in (1e-1, 1e-3, 1e-5):
+        block.tolerance = tolerance
+        for z in (3 * torch.randn(1000, 1, 2, dtype=torch.float64)).unbind():
+            with torch.no_grad():
+                x = twin.preimage(z)
+                r = float((z - x - block.net(x)).norm() / z.norm().clamp(min=1))
+            if block.inverse_bound > 1e-12:
+                ratios.append(r / (1 - block.lipschitz()) / block.inverse_bound)
+    assert 0.99 < max(ratios) < 1.01
 
 
 @pytest.mark.timeout(120, method="thread")  # no signal ends a loop in C

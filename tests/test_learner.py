@@ -106,11 +106,23 @@ def test_the_gradient_is_that_of_the_nll() -> None:
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_the_gradient_is_clipped() -> None:
-    learner, x = make_learner(Exact()), batch() * 100
+@pytest.mark.parametrize("norm", [0.1, 1e9])
+def test_the_gradient_is_cut_to_the_norm_and_no_further(norm: float) -> None:
+    learner, x = make_learner(Exact()), batch()
+    learner.clip_norm = norm
     learner.backward(x)
-    learner.update(1.0)
-    assert math.sqrt(sum(float((p.grad**2).sum()) for p in learner.flow.parameters())) <= 1 + 1e-5
+    before = [parameter.grad.clone() for parameter in learner.flow.parameters()]
+    size = math.sqrt(sum(float((gradient**2).sum()) for gradient in before))
+    assert float(learner.update(1.0)) == pytest.approx(size, rel=1e-5)
+    for parameter, gradient in zip(learner.flow.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient * min(1, norm / size), rtol=1e-4, atol=1e-8)
+
+
+def test_the_average_begins_as_the_flow_is_initialized() -> None:
+    learner = make_learner(Exact())
+    learner.initialize(3 * batch() + 1)
+    for name, tensor in learner.average.state_dict().items():
+        assert torch.equal(tensor, learner.flow.state_dict()[name])
 
 
 def test_the_average_is_the_exponential_moving_average() -> None:
@@ -217,18 +229,6 @@ class TestTrainedFlow:
         assert first.logdet_std > 0
 
 
-def test_a_truncated_estimator_reports_its_bias() -> None:
-    torch.manual_seed(4)
-    flow = ResidualFlow(2, Truncated(n_terms=1, n_probes=64, probe="rademacher"), blocks=4, width=16)
-    for module in flow.modules():
-        if hasattr(module, "converge"):
-            torch.nn.init.orthogonal_(module.weight, gain=2)
-            module.converge()
-    held_out = HeldOut.draw(Moons(), 2048, torch.Generator().manual_seed(3), torch.device("cpu"))
-    found = evaluate(flow, held_out, seed=0)
-    assert abs(found.logdet_bias) > 10 * found.logdet_std / math.sqrt(2048)
-
-
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 5.0])
 def test_the_learning_rate_of_a_run_that_time_ends_is_one_of_time(seconds: float) -> None:
     """However many steps there could be: it rises over the share of the time, and falls with the time."""
@@ -238,3 +238,10 @@ def test_the_learning_rate_of_a_run_that_time_ends_is_one_of_time(seconds: float
     ]
     expected = min(1.0, seconds / 0.2) * (1 + math.cos(math.pi * seconds / 10)) / 2
     assert rates == pytest.approx([expected, expected])
+
+
+@pytest.mark.parametrize("step", [1, 5, 20, 500, 1000])
+def test_the_learning_rate_of_a_run_of_steps(step: int) -> None:
+    run = SimpleNamespace(epochs=10, steps_per_epoch=100, max_seconds=None, warmup=0.02, schedule="cosine")
+    expected = min(1, step / 20) * (1 + math.cos(math.pi * (step - 1) / 1000)) / 2
+    assert Trainer._rate(run, step) == pytest.approx(expected)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -161,6 +162,19 @@ def test_a_concatenation_is_of_norm_one_and_learned() -> None:
         assert a**2 + (0.9 * b) ** 2 == pytest.approx(1)
         assert a > 0 < b
         assert (a > b) == (raw[0] > raw[1]) or raw[0] == raw[1]
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_the_certificate_of_a_dense_net_is_of_singular_values(index: int) -> None:
+    torch.manual_seed(0)
+    net = LipschitzDenseNet(2, 8, 2, 0.9, "sin")
+    net.layers[index].weight.data *= 3
+    net.layers[index].converge()
+    net.layers[index].u *= 0.1  # as if power iteration had lost the singular vectors
+    sigmas = [exact_sigma(layer.normalized_weight()) for layer in net.layers]
+    expected = sigmas[2] * math.prod(math.hypot(a, b * sigma) for (a, b), sigma in zip(net.mix().tolist(), sigmas))
+    assert net.lipschitz() == pytest.approx(expected, rel=1e-6)
+    assert net.lipschitz() > 1
 
 
 def test_a_stack_is_normalized_as_each_layer_is() -> None:

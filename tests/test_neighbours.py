@@ -75,6 +75,11 @@ def test_the_same_commands(run: Run, tmp_path: Path, name: str) -> None:
     assert sampled.status == 0, sampled.err
 
 
+def test_a_spline_has_the_bins_it_is_given() -> None:
+    few, many = (sum(tensor.numel() for tensor in neighbours.nsf(2, bins=bins).parameters()) for bins in (4, 16))
+    assert few < many
+
+
 @pytest.mark.parametrize(
     ("setting", "named"),
     [("estimator=exact", "estimator accepts nothing: flow=nsf"), ("flow.coeff=0.9", "flow.coeff"),

@@ -46,13 +46,14 @@ def test_orthogonalizing_keeps_the_singular_vectors() -> None:
     torch.testing.assert_close(found - torch.diag(found.diag()), torch.zeros(6, 6), rtol=0, atol=1e-4)
 
 
-def test_a_step_is_that_of_the_formula() -> None:
-    weight = torch.zeros(2, 3, 8, requires_grad=True)
+@pytest.mark.parametrize("shape", [(2, 3, 8), (2, 8, 3)])
+def test_a_step_is_that_of_the_formula(shape: tuple[int, int, int]) -> None:
+    weight = torch.zeros(shape, requires_grad=True)
     optimizer = Muon([weight], lr=0.1, momentum=0.9, weight_decay=0.5)
-    momentum = torch.zeros(2, 3, 8)
-    expected = torch.zeros(2, 3, 8)
+    momentum = torch.zeros(shape)
+    expected = torch.zeros(shape)
     for seed in range(3):
-        gradient = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(seed))
+        gradient = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
         weight.grad = gradient.clone()
         optimizer.step()
         momentum = 0.9 * momentum + 0.1 * gradient
@@ -89,6 +90,15 @@ def test_the_state_of_other_parameters_is_refused() -> None:
         Adam([torch.ones(3, 2, 4), torch.ones(2)], 0.1, 0.9, 0.9).load_state_dict(state)
     with pytest.raises(KeyError):
         Muon([torch.ones(3, 2, 4)], 0.1, 0.9, 0.0).load_state_dict(state)
+
+
+def test_settings_reach_the_optimizers() -> None:
+    flow = ResidualFlow(2, Exact(), blocks=2, width=8)
+    (alone,) = adam(flow, 0.1, beta1=0.2, beta2=0.3).optimizers
+    assert (alone.param_groups[0]["lr"], alone.beta1, alone.beta2) == (0.1, 0.2, 0.3)
+    matrices, others = muon(flow, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6).optimizers
+    assert (matrices.param_groups[0]["lr"], matrices.momentum, matrices.weight_decay) == (0.1, 0.2, 0.3)
+    assert (others.param_groups[0]["lr"], others.beta1, others.beta2) == (0.4, 0.5, 0.6)
 
 
 def test_every_parameter_has_its_optimizer() -> None:

@@ -136,6 +136,22 @@ class TestPoints:
         torch.testing.assert_close(points.mean, points.train.double().mean(0), rtol=1e-6, atol=0)
         torch.testing.assert_close(points.std, points.train.double().std(0, correction=0), rtol=1e-6, atol=0)
 
+    def test_held_out_points_are_never_trained_on(self, tmp_path: Path) -> None:
+        table = np.stack([np.arange(40.0), np.arange(40.0) ** 2], axis=1)
+        np.save(tmp_path / "a.npy", table)
+        points = Points(str(tmp_path / "a.npy"), held_out=0.25)
+        held_out = points.hold_out(100, torch.Generator()).tolist()
+        assert len(held_out) == 10
+        assert sorted(held_out + points.sample(30, torch.Generator()).tolist()) == table.tolist()
+
+    def test_the_histogram_is_upright(self, tmp_path: Path) -> None:
+        """Its first row is the lowest."""
+        chance = np.random.default_rng(0)
+        np.save(tmp_path / "a.npy", np.stack([chance.uniform(size=4000), chance.uniform(size=4000) ** 4], axis=1))
+        drawn = Points(str(tmp_path / "a.npy")).on_grid()
+        assert drawn[:50].sum() > 2 * drawn[50:].sum()
+        assert drawn[:, :50].sum() == pytest.approx(drawn[:, 50:].sum(), rel=0.2)
+
     def test_a_million_points_load_quickly(self, tmp_path: Path) -> None:
         lines = [f"{i % 1000 * 0.001:.6f},{i * 1e-6:.6f}" for i in range(1_000_000)]
         (tmp_path / "a.csv").write_text("\n".join(lines))

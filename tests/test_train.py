@@ -20,6 +20,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytest
 import torch
 from hydra._internal.utils import get_args_parser
@@ -29,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from arguments import ArgumentError
+from datasets.moons import Moons
 from flows import Flow
 from flows.estimators import Exact
 from flows.precision import evaluation_device
@@ -37,7 +39,7 @@ from tests.conftest import PROJECT, TINY, Result, start
 from training import configuration
 from training.configuration import build_flow, check_config, choose_device
 from training.evaluation import Evaluation, evaluate
-from training.run_folder import open_folder, resuming
+from training.run_folder import load_run, open_folder, resuming
 
 Run = Callable[..., Result]
 
@@ -417,6 +419,33 @@ class TestNonFinite:
         assert "net.layers.2.bias" in result.err
         assert f"the last good checkpoint is {folder}/checkpoint.pt" in result.err
         assert (folder / "checkpoint.pt").read_bytes() == before
+
+
+def test_held_out_points_and_every_epochs_are_drawn_apart(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds, sample = [], Moons.sample
+    monkeypatch.setattr(Moons, "sample", lambda self, n, g=None: seeds.append(g.initial_seed()) or sample(self, n, g))
+    assert run("train", *TINY, NO_PLOTS, "trainer.epochs=3", folder=tmp_path / "run").status == 0
+    held_out, *first, one, two, three = seeds  # first: to initialize by, and to use all once
+    assert len(first) == 2
+    assert len({held_out, one, two, three}) == 4
+    assert held_out not in first
+
+
+def test_a_run_folder_says_what_its_flow_is(run: Run, tmp_path: Path) -> None:
+    result = run("train", *TINY, NO_PLOTS, "estimator=exact", folder=tmp_path / "run")
+    x, y = (low + (high - low) * (np.arange(100) + 0.5) / 100 for low, high in Moons().window)
+    grid = torch.from_numpy(np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2))
+    with torch.no_grad():
+        learned = load_run(result.folder).flow.log_prob(grid).exp().view(100, 100).numpy()
+    kept = result.folder / "densities"
+    np.testing.assert_allclose(np.load(kept / "epoch_0002.npy"), learned, rtol=1e-3, atol=1e-6)
+    target = Moons().log_prob(grid).exp().view(100, 100).numpy()
+    np.testing.assert_allclose(np.load(kept / "target.npz")["density"], target, rtol=1e-3, atol=1e-6)
+    for row in result.rows:
+        assert float(row["loss"]) == pytest.approx(float(row["nll"]), abs=1.0)
+    assert result.summary["kl_stderr"] < float(result.rows[-1]["kl_stderr"]) / 2  # of ten times as many points
 
 
 BAD = {
