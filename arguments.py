@@ -22,7 +22,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union
 
-__all__ = ["ArgumentError", "Count", "OneOf", "Range", "check_arguments", "check_value", "checked", "nearest"]
+__all__ = [
+    "ArgumentError",
+    "Count",
+    "OneOf",
+    "Range",
+    "check_arguments",
+    "check_choice",
+    "check_value",
+    "checked",
+    "nearest",
+]
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -72,6 +82,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The suggestion that ends an error about an unknown name: `" (did you mean 'moons'?)"`, or nothing."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def check_choice(name: str, value: Any, names: Sequence[str]) -> None:
+    """
+    Raises:
+        ArgumentError: `value` is none of `names`.
+    """
+    if value not in names:
+        raise ArgumentError(name, " | ".join(names), f"{value!r}{nearest(str(value), names)}")
 
 
 def checked(function: Function) -> Function:

@@ -34,12 +34,14 @@ def table_of(found: Found, clock: Clock, densities: Sequence[str], variants: Seq
     lowest = {density: min((medians.get((clock, density, name), math.inf) for name in variants), default=math.inf)
               for density in densities}  # fmt: skip
 
+    def printed(value: float) -> str:
+        return f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
+
     def cell(density: str, variant: str) -> str:
         value = medians.get((clock, density, variant))
         if value is None:
             return "-"
-        text = f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
-        return f"**{text}**" if f"{value:.4f}" == f"{lowest[density]:.4f}" else text
+        return f"**{printed(value)}**" if printed(value) == printed(lowest[density]) else printed(value)
 
     return [[variant, *(cell(density, variant) for density in densities)] for variant in variants]
 
@@ -147,7 +149,7 @@ def compare(
         seeds = [len(values) for key, values in found.items() if key[0] == clock]
         print(f"\nmedian KL in nats after {clock}; {min(seeds)} to {max(seeds)} seeds")
         print_table(["", *options.densities], table_of(found, clock, options.densities, shown))
-    if not found:
-        print(f"no such runs in {options.csv}")
-    else:
+    if found:
         draw(options.csv.with_suffix(".png"), found, options.densities, shown)
+    else:
+        print(f"no such runs in {options.csv}")

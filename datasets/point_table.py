@@ -55,6 +55,9 @@ class PointTable(DataFile):
 
     def _read_csv(self) -> np.ndarray:
         content = self.content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if (zero := content.find(b"\0")) >= 0:  # UTF-16, say
+            line = content.count(b"\n", 0, zero) + 1
+            raise self.refused(f"line {line} is not UTF-8 text")
         first, *rest = content.rstrip(b"\n").split(b"\n", 1)
         try:  # a header may be in another encoding
             text = "\n".join([first.decode(errors="replace"), *(part.decode() for part in rest)])

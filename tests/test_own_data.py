@@ -81,6 +81,7 @@ class TestPoints:
     @pytest.mark.parametrize(
         ("content", "words"),
         [(b"", "only 0 points|line 1 is|no points"), (b"x,y\n", "no points"), (b"1,2\n3,4", "only 2 points"),
+         ("x,y\n1,2\n3,4\n".encode("utf-16"), "line 1 is not UTF-8 text"), (b"1,2\n3,\0\n", "line 2 is not UTF-8 text"),
          (b"1,2\n" * 30, "all points have the same x"),
          (b"0.1,1\n0.1,2\n" * 30, "all points have the same x"),
          ("\n".join(f"{i % 3},{1e9 + i}" for i in range(30)).encode(), "y is 1e.09 .* too far from zero"),
@@ -230,10 +231,10 @@ class TestRun:
         run("train", *settings, "trainer.epochs=1", folder=tmp_path / "part")
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        (tmp_path / path).rename("found.csv" if data == "points" else "found.png")
+        found = "found.csv" if data == "points" else "found.png"
+        (tmp_path / path).rename(found)
         missing = run("train", f"resume={tmp_path}/part", "trainer.epochs=2")
         assert (missing.status, "data.path accepts" in missing.err) == (2, True)
-        found = "found.csv" if data == "points" else "found.png"
         result = run("train", f"resume={tmp_path}/part", f"data.path={found}", "trainer.epochs=2")
         assert result.status == 0, result.err
         part = Result(0, "", "", tmp_path / "part")

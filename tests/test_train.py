@@ -490,6 +490,7 @@ BAD = {
     ),
     "hydra/launcher=joblib": ("hydra/launcher accepts nothing without -m",),
     "hydra.sweeper.n_trials=3 hydra/sweeper=optuna": ("hydra.sweeper.n_trials accepts nothing without -m",),
+    "experiment=paper/resflow flow.blokcs=3": ("flow.blokcs accepts nothing", "did you mean 'flow.blocks'"),
     "+flow.dimensions=3": ("flow.dimensions accepts nothing",),
     "flow=nfs --help": ("flow accepts ffjord | ", "got 'nfs' (did you mean 'nsf'?)"),
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),

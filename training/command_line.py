@@ -31,10 +31,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from arguments import ArgumentError, check_arguments, nearest
+from arguments import ArgumentError, check_arguments, check_choice, nearest
 from training.captured import require_capturable
 from training.configuration import build, build_flow, build_target, check_config, choose_device, load_config
-from training.defaults import CONFIGS, check_choice, choices_in
+from training.defaults import CONFIGS, choices_in
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
@@ -47,6 +47,7 @@ WHERE = ("hydra/launcher", "hydra.launcher")
 """Settings that say where a sweep runs, not what."""
 
 OF_SWEEPS = (*WHERE, "hydra/sweeper", "hydra.sweep")
+"""Settings that only a sweep heeds."""
 
 LAUNCHERS = ("joblib", "multiprocessing", "submitit", "ray")
 """Packages whose errors are of where a sweep ran: a worker that was killed, or took too long."""
@@ -411,7 +412,7 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
         if override.is_sweep_override():
             raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
         if group.is_dir() and not search and not key.startswith("hydra/"):
-            check_choice(key, override.value())
+            check_choice(key, override.value(), choices_in(key))
             choices.append(override.input_line)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
@@ -421,10 +422,9 @@ def _compose(config_name: str, overrides: list[str], extra_folder: str | None) -
             known = _settings_of(composed)
             for override in _parse(overrides):
                 key = override.key_or_group
-                if names := GlobalHydra.instance().config_loader().get_group_options(key):
-                    value = str(override.value())
-                    if value not in names:  # of Hydra's own groups: launchers, say
-                        raise ArgumentError(key, " | ".join(names), f"{value!r}{nearest(value, names)}") from None
+                names = GlobalHydra.instance().config_loader().get_group_options(key)
+                if names and key.startswith("hydra/") and not search:  # launchers, say, of which extras bring some
+                    check_choice(key, override.value(), names)
                 if key not in known and override.input_line not in choices:
                     typed = [name for name in known if not name.startswith("hydra.") and "._" not in name]
                     accepts, suggestion = _elsewhere(key, composed.hydra.runtime.choices, typed)

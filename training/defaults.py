@@ -7,9 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from arguments import ArgumentError, nearest
-
-__all__ = ["CONFIGS", "changed_settings", "check_choice", "choices_in", "choices_of", "recipe"]
+__all__ = ["CONFIGS", "changed_settings", "choices_in", "choices_of", "recipe"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -18,16 +16,6 @@ def choices_in(group: str) -> list[str]:
     """The names of the files of a group."""
     folder = CONFIGS / group
     return sorted(path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.yaml"))
-
-
-def check_choice(group: str, value: Any) -> None:
-    """
-    Raises:
-        ArgumentError: the group has no file of that name.
-    """
-    names = choices_in(group)
-    if value not in names:
-        raise ArgumentError(group, " | ".join(names), f"{value!r}{nearest(str(value), names)}")
 
 
 def choices_of(flow: str) -> dict[str, str | None]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import yaml
 
-from training.defaults import CONFIGS, check_choice, choices_in, choices_of, recipe
+from arguments import check_choice
+from training.defaults import CONFIGS, choices_in, choices_of, recipe
 
 __all__ = ["help_page"]
 
@@ -53,7 +54,7 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
     lines += [line for setting in _matches(SETTING, path) for line in _entry(*_joined(setting))]
     for group in groups:
         for name in typed[group.name].split(",") if group.name in typed else ():  # those of a sweep
-            check_choice(group.name, name)
+            check_choice(group.name, name, choices_in(group.name))
     brought, changed = recipe(typed["experiment"]) if "experiment" in typed else ({}, {})
     flow = next(({**brought, **typed}.get("flow", group.value) for group in groups if group.name == "flow"), None)
     chosen = {**(choices_of(flow) if flow else {}), **brought, **typed}
