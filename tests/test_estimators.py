@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
+from flows.estimators.estimator import Noise
 from flows.lipschitz import LipschitzMLP, NormalizedMLP
 
 DIMENSIONS = [2, 3, 8]
@@ -83,13 +84,6 @@ class TestContract:
         assert g.shape == (5, 3)
         assert log_det.shape == (5,)
         torch.testing.assert_close(g, net(x), rtol=0, atol=1e-13)
-
-    def test_same_noise_same_estimate(self, estimator: LogDetEstimator) -> None:
-        net, x = make_net(2), points(6, 2)
-        noise = estimator.draw_noise(x)
-        assert torch.equal(
-            estimator(net.normalize(x.dtype), x, noise)[1], estimator(net.normalize(x.dtype), x, noise)[1]
-        )
 
     def test_value_is_the_same_without_a_graph(self, estimator: LogDetEstimator) -> None:
         net, x = make_net(2), points(6, 2)
@@ -268,7 +262,9 @@ def per_sample_gradients(estimator: LogDetEstimator, net: nn.Module, x: Tensor) 
 def test_gradient_is_unbiased(dimensions: int, distribution: str, gradient: str) -> None:
     net, x = make_net(dimensions, 0.7), points(1, dimensions)
     expected = per_sample_gradients(Exact("dense"), net, x)[0]
-    estimator = RussianRoulette(distribution=distribution, gradient=gradient, memory="standard", jacobian="dense")
+    estimator = RussianRoulette(
+        distribution=distribution, gradient=gradient, memory="standard", jacobian="dense", n_probes=2
+    )
     torch.manual_seed(3)
     draws = torch.cat([per_sample_gradients(estimator, net, x.expand(4000, -1)) for _ in range(DRAWS // 4000)])
     # 144 components at once: compare along random directions, where four standard errors are four.
@@ -365,16 +361,54 @@ def test_settings_of_the_roulette_change_the_variance() -> None:
     assert batch_mean_variance(RussianRoulette(**roulette, distribution="poisson", rate=8.0)) < 0.5 * slow
 
 
-def test_tables_of_a_long_roulette_stay_small() -> None:
-    """Of orders in the thousands a table of all would be gigabytes; the estimates are those of a table."""
-    estimator = RussianRoulette(n_exact_terms=2, p=0.002)
-    orders = torch.tensor([3, 900, 2500, 0, 900])
-    rows, places = estimator._coefficients(orders, torch.zeros((), dtype=torch.float64))
-    whole = estimator._made(torch.arange(2501, dtype=torch.float64), torch.float64, orders.device)
-    for found, expected in zip(rows, whole, strict=True):
-        assert torch.equal(found[places], expected[orders])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_long_roulette_is_its_sum_and_keeps_little(compiled: bool, request: pytest.FixtureRequest) -> None:
+    """Of orders in the thousands, each sample's own terms, weighted by the chance that there are so many."""
+    if compiled:
+        request.getfixturevalue("compiler")
+    p, orders = 0.002, torch.tensor([3, 900, 2500, 0, 900])
+    estimator = RussianRoulette(n_exact_terms=2, p=p, memory="standard")
+    estimator.compiled = compiled
+    J = 0.99 * torch.linalg.qr(torch.randn(5, 2, 2, dtype=torch.float64))[0]
+    v = torch.randn(5, 1, 2, dtype=torch.float64)
+    found = estimator.from_matrix(J, Noise(v, orders))
+    for i, order in enumerate(orders.tolist()):
+        expected, power = 0.0, v[i, 0]
+        for k in range(1, 2 + order + 1):
+            power = power @ J[i]
+            expected += (-1) ** (k + 1) / k * (1 - p) ** -max(k - 2 - 1, 0) * float(power @ v[i, 0])
+        assert float(found[i]) == pytest.approx(expected, rel=1e-9)
     for largest in range(300):
-        estimator._coefficients(torch.tensor([largest]), torch.zeros(()))
-    assert len(estimator._tables) <= 9
-    assert len(rows.of_terms) == len(orders.unique())  # however many samples have one
-    assert sum(table.of_terms.numel() for table in estimator._tables.values()) < 200_000
+        estimator.from_matrix(J, Noise(v, torch.tensor([largest])))
+    assert sum(kept.numel() for pair in estimator._kept.values() for kept in pair) < 20_000
+
+
+@pytest.mark.parametrize("setting", [("n_probes", 3), ("n_exact_terms", 9), ("p", 0.9), ("distribution", "poisson")])
+def test_settings_changed_between_estimates_are_heeded(setting: tuple[str, object]) -> None:
+    J, (name, value) = torch.full((4, 2, 2), 0.2, dtype=torch.float64), setting
+    estimator = RussianRoulette()
+    estimator.from_matrix(J)
+    setattr(estimator, name, value)
+    other = RussianRoulette(**{name: value})
+    noise = other.draw_noise(J[:, 0])
+    assert torch.equal(estimator.from_matrix(J, noise), other.from_matrix(J, noise))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("jacobian", ["dense", "vjp"])
+@pytest.mark.parametrize("memory", ["standard", "saving"])
+@pytest.mark.parametrize("gradient", ["series", "neumann"])
+def test_where_no_term_is_drawn(
+    gradient: str, memory: str, jacobian: str, compiled: bool, request: pytest.FixtureRequest
+) -> None:
+    """The estimate is zero; its gradient too, but Neumann's, whose first power, k = 0, is always there."""
+    if compiled:
+        request.getfixturevalue("compiler")
+    settings = {"gradient": gradient, "memory": memory, "jacobian": jacobian}
+    estimator = RussianRoulette(n_exact_terms=0, distribution="poisson", **settings)
+    estimator.compiled = compiled
+    net, x = make_net(2), points(6, 2)
+    noise = Noise(torch.ones(6, 1, 2, dtype=torch.float64), torch.zeros(6, dtype=torch.int64))
+    _, log_det = estimator(net.normalize(x.dtype), x, noise)
+    assert torch.equal(log_det, torch.zeros(6, dtype=torch.float64))
+    assert bool(gradients(log_det, net).any()) == (gradient == "neumann")

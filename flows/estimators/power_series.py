@@ -9,7 +9,7 @@ with m probes v of identity covariance (Hutchinson 1990) and weights :math:`w_k`
 from __future__ import annotations
 
 import abc
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,21 +26,10 @@ Gradient = Literal["series", "neumann"]
 Memory = Literal["standard", "saving"]
 
 
-LARGEST_TABLED = 255  # order of a random cut: of larger ones, which are rare, each has a row made for it
-
-
-class _Coefficients(NamedTuple):
-    """Of v^T J^k v in the estimate and of v^T J^k in the gradient, k = 0, 1, ...: (orders, powers); and how many."""
-
-    of_terms: Tensor
-    of_powers: Tensor
-    lengths: Tensor
-
-
 class PowerSeries(LogDetEstimator):
     """A weighted power series with Hutchinson's trace estimator.
 
-    A subclass says how the series is cut: `weights` and, if at random, `draw_orders`.
+    A subclass says how the series is cut: `weights`, `lengths` and, if at random, `draw_orders`.
 
     Args:
         n_probes: m, probes v for each sample; the variance falls as 1/m.
@@ -55,15 +44,19 @@ class PowerSeries(LogDetEstimator):
     def __init__(self, n_probes: int, probe: Probe, gradient: Gradient, memory: Memory, jacobian: JacobianMode) -> None:
         super().__init__(jacobian)
         self.n_probes, self.probe, self.gradient, self.memory = n_probes, probe, gradient, memory
-        self._tables: dict[tuple[int | None, torch.dtype, torch.device], _Coefficients] = {}  # by the largest N
+        self._kept: dict[tuple[Any, ...], tuple[Tensor, Tensor]] = {}
 
     @abc.abstractmethod
-    def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weights w_k of the powers k = 0, 1, ... of J, in the series and in the Neumann gradient.
+    def weights(self, powers: int) -> tuple[Tensor, Tensor]:
+        """Weights w_k of J to the k = 0, 1, ..., `powers` - 1, in the series and in the Neumann gradient.
 
-        Both of shape (orders, powers), or (1, powers) without a roulette, float64 on the host. The series has no
-        term k = 0: that weight is not used.
+        Of a sample that has so many: both of shape (powers,), float64 on the host. The series has no term k = 0: that
+        weight is not used.
         """
+
+    @abc.abstractmethod
+    def lengths(self, orders: Tensor | None) -> Tensor:
+        """How many powers of J each sample has, k = 0 among them: shape (batch,) or (1,), int64 on the host."""
 
     def draw_orders(self, batch: int) -> Tensor | None:
         """Draw N of a random cut, on the host: the number of terms steers Python, which must not wait for a device."""
@@ -104,55 +97,44 @@ class PowerSeries(LogDetEstimator):
         log det(I + J) is the mean of :math:`\sum_v y^T (dJ) v`.
         """
         v = noise.probes
-        tables, rows = self._coefficients(noise.orders, v)
+        lengths = self.lengths(noise.orders)
+        most = max(2, int(lengths.max()))  # k = 1 is always computed, so that the estimate has a graph
+        of_terms, of_powers = self._coefficients(most, v)
         if self.compiled and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
             J = jacobian.matrix() if differentiable else jacobian.matrix().detach()
-            return series(J, v, rows, tables.lengths, tables.of_terms, tables.of_powers)
-        of_terms, of_powers = tables.of_terms, tables.of_powers
-        if rows is not None:
-            most = int(tables.lengths[rows].max())  # on the host
-            of_terms, of_powers = (_carried(table[rows, :most], v.device) for table in (of_terms, of_powers))
+            return series(J, v, lengths, of_terms, of_powers)
+        of_terms, of_powers = of_terms[None, :most], of_powers[None, :most]
+        if noise.orders is not None:
+            within = _carried(torch.arange(most, device="cpu") < lengths[:, None], v.device)
+            of_terms, of_powers = (torch.where(within, of_each, 0.0) for of_each in (of_terms, of_powers))
         # Term by term, so that memory does not grow with their number.
         power, row, log_det = v, of_powers[:, :1, None] * v, v.new_zeros(len(v))
-        for k in range(1, of_powers.shape[1]):
+        for k in range(1, most):
             power = jacobian.vecmat(power, differentiable)  # v^T J^k
             log_det = log_det + of_terms[:, k] * (power * v).sum((1, 2))
             row = torch.addcmul(row, of_powers[:, k, None, None], power)
         return log_det, row
 
-    def _coefficients(self, orders: Tensor | None, like: Tensor) -> tuple[_Coefficients, Tensor | None]:
-        """Where `like` is, once and for all; or, on the host, for random `orders`, with the row of each of them."""
-        if orders is None:
-            return self._table(None, like.dtype, like.device), None
-        largest = int(orders.max())
-        if largest > LARGEST_TABLED:
-            values, rows = orders.unique(return_inverse=True)
-            return self._made(values.double(), like.dtype, orders.device), rows
-        return self._table((1 << largest.bit_length()) - 1, like.dtype, orders.device), orders
+    def _coefficients(self, powers: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Of v^T J^k v in the estimate and of v^T J^k in the gradient, where `like` is, for `powers` k or some more.
 
-    def _table(self, largest: int | None, dtype: torch.dtype, device: torch.device) -> _Coefficients:
-        """Of every N up to `largest`, or of a cut that is not random; made once, and kept."""
-        key = largest, dtype, device
-        if key not in self._tables:
-            orders = None if largest is None else torch.arange(largest + 1, dtype=torch.float64, device="cpu")
-            self._tables[key] = self._made(orders, dtype, device)
-        return self._tables[key]
-
-    def _made(self, orders: Tensor | None, dtype: torch.dtype, device: torch.device) -> _Coefficients:
-        in_series, in_gradient = self.weights(orders)
-        k = torch.arange(in_series.shape[1], dtype=torch.float64, device="cpu")
-        sign = 1 - 2 * (k % 2)
-        of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
-        of_powers = sign * in_gradient / self.n_probes
-        used = (of_terms != 0) | (of_powers != 0)
-        lengths = torch.where(used, k.long() + 1, 0).amax(dim=1)
-        of_terms, of_powers = (table.to(dtype).to(device) for table in (of_terms, of_powers))
-        return _Coefficients(of_terms, of_powers, lengths)
+        Made once, and kept: a CUDA graph finds them where they were when it was captured.
+        """
+        settings = (value for name, value in vars(self).items() if name != "_kept")
+        key = (1 << (powers - 1).bit_length(), like.dtype, like.device, *settings)
+        if key not in self._kept:
+            in_series, in_gradient = self.weights(key[0])
+            k = torch.arange(key[0], dtype=torch.float64, device="cpu")
+            sign = 1 - 2 * (k % 2)
+            of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
+            of_powers = sign * in_gradient / self.n_probes
+            self._kept[key] = of_terms.to(like), of_powers.to(like)
+        return self._kept[key]
 
 
-def _carried(rows: Tensor, device: torch.device) -> Tensor:
+def _carried(tensor: Tensor, device: torch.device) -> Tensor:
     """Carry what is on the host to `device`, without waiting for it."""
-    return rows.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else rows.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class _BackwardInForward(torch.autograd.Function):

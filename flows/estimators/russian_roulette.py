@@ -64,8 +64,9 @@ class RussianRoulette(PowerSeries):
         tail = torch.special.gammainc(k.clamp(min=1), torch.full_like(k, self.rate))
         return torch.where(k >= 1, tail, 1.0)
 
-    def weights(self, orders: Tensor) -> tuple[Tensor, Tensor]:
-        last = self.n_exact_terms + orders.unsqueeze(1)  # each sample's own last term: its weights beyond are zero
-        k = torch.arange(int(last.max()) + 1, dtype=torch.float64, device="cpu")
-        weights = torch.where(k <= last, 1 / self.survival(k - self.n_exact_terms), 0.0)
+    def weights(self, powers: int) -> tuple[Tensor, Tensor]:
+        weights = 1 / self.survival(torch.arange(powers, dtype=torch.float64, device="cpu") - self.n_exact_terms)
         return weights, weights
+
+    def lengths(self, orders: Tensor) -> Tensor:
+        return self.n_exact_terms + orders + 1

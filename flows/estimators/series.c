@@ -53,25 +53,22 @@ INLINE real sample(int d, int probes, int64_t length, const real *J, const real 
 /* For the samples from `begin` to `end`:
  *   J         (batch, d, d)
  *   v         (batch, probes, d)
- *   orders    (batch): which line of the tables is a sample's; NULL: the first is everybody's
- *   lengths   (lines): from this power on, a line of both tables is zero
- *   of_terms, of_powers   (lines, powers)
+ *   lengths   (batch): how many powers a sample has, `powers` at most
+ *   of_terms, of_powers   (powers)
  *   log_det   (batch); row  (batch, probes, d)
  *   by_J      (batch, d, d): zeros, to which the gradient of each log_det by its J is added; or NULL
  * Returns 0 if there is no memory. */
-int series(int64_t begin, int64_t end, int d, int probes, int64_t powers, const real *J, const real *v, const int64_t *orders,
-           const int64_t *lengths, const real *of_terms, const real *of_powers, real *log_det, real *row, real *by_J) {
+int series(int64_t begin, int64_t end, int d, int probes, int64_t powers, const real *J, const real *v, const int64_t *lengths,
+           const real *of_terms, const real *of_powers, real *log_det, real *row, real *by_J) {
     real *kept = by_J ? malloc(powers * d * sizeof(real)) : NULL;
     if (by_J && !kept) return 0;
     for (int64_t n = begin; n < end; n++) {
-        int64_t line = orders ? orders[n] : 0, length = lengths[line];
-        const real *terms = of_terms + line * powers, *factors = of_powers + line * powers;
         ptrdiff_t probe = (ptrdiff_t)n * probes * d, matrix = (ptrdiff_t)n * d * d;
         real *by = by_J ? by_J + matrix : NULL;
         if (d == 2) /* the compiler then keeps everything in registers */
-            log_det[n] = sample(2, probes, length, J + matrix, v + probe, terms, factors, row + probe, kept, by);
+            log_det[n] = sample(2, probes, lengths[n], J + matrix, v + probe, of_terms, of_powers, row + probe, kept, by);
         else
-            log_det[n] = sample(d, probes, length, J + matrix, v + probe, terms, factors, row + probe, kept, by);
+            log_det[n] = sample(d, probes, lengths[n], J + matrix, v + probe, of_terms, of_powers, row + probe, kept, by);
     }
     free(kept);
     return 1;

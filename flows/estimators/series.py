@@ -23,17 +23,14 @@ SOURCE = Path(__file__).with_name("series.c")
 LEAST = 2048  # samples: fewer are done before another thread has begun
 
 
-def series(
-    J: Tensor, v: Tensor, orders: Tensor | None, lengths: Tensor, of_terms: Tensor, of_powers: Tensor
-) -> tuple[Tensor, Tensor]:
+def series(J: Tensor, v: Tensor, lengths: Tensor, of_terms: Tensor, of_powers: Tensor) -> tuple[Tensor, Tensor]:
     r""":math:`\sum_v \sum_k a_k v^T J^k v`, and for each probe v the constant :math:`\sum_k b_k v^T J^k`.
 
     Args:
         J: shape (batch, d, d), on the host. The first result is differentiable by it, once.
         v: probes, shape (batch, probes, d).
-        orders: the line of the tables that is each sample's, shape (batch,); None where there is one line.
-        lengths: the powers that each line has, the zeros at its end left out, shape (lines,), int64.
-        of_terms, of_powers: tables of a and b, shape (lines, powers); a_0 is not used.
+        lengths: how many k each sample has, from 0 on, shape (batch,) or (1,), int64.
+        of_terms, of_powers: a and b, of as many k as the longest has or more, shape (powers,); a_0 is not used.
 
     Returns:
         shapes (batch,) and (batch, probes, d).
@@ -41,7 +38,7 @@ def series(
     Raises:
         CompileError: see :func:`~flows.compiled.library`.
     """
-    return _Series.apply(J, v, orders, lengths, of_terms, of_powers)
+    return _Series.apply(J, v, lengths, of_terms, of_powers)
 
 
 class _Series(torch.autograd.Function):
@@ -49,22 +46,20 @@ class _Series(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, J: Tensor, v: Tensor, orders: Tensor | None, lengths: Tensor, of_terms: Tensor, of_powers: Tensor
+        ctx: Any, J: Tensor, v: Tensor, lengths: Tensor, of_terms: Tensor, of_powers: Tensor
     ) -> tuple[Tensor, Tensor]:
-        J, v, of_terms, of_powers = (tensor.contiguous() for tensor in (J, v, of_terms, of_powers))
         batch, probes, d = v.shape
-        if orders is not None:
-            orders = orders.expand(batch).contiguous()
+        J, v, lengths = J.contiguous(), v.contiguous(), lengths.expand(batch).contiguous()
         log_det, row = v.new_empty(batch), torch.empty_like(v)
         by_J = torch.zeros_like(J) if ctx.needs_input_grad[0] else None
         pointers = [
             None if tensor is None else tensor.data_ptr()
-            for tensor in (J, v, orders, lengths, of_terms, of_powers, log_det, row, by_J)
+            for tensor in (J, v, lengths, of_terms, of_powers, log_det, row, by_J)
         ]
         function = library_of(v.dtype).series
         in_threads(
             shares(batch, 1, LEAST),
-            lambda begin, end, _: function(begin, end, d, probes, of_powers.shape[1], *pointers),
+            lambda begin, end, _: function(begin, end, d, probes, len(of_powers), *pointers),
         )
         ctx.save_for_backward(by_J)
         ctx.mark_non_differentiable(row)
@@ -73,7 +68,7 @@ class _Series(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, by_log_det: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.saved_tensors[0] * by_log_det[:, None, None], None, None, None, None, None
+        return ctx.saved_tensors[0] * by_log_det[:, None, None], None, None, None, None
 
 
 @functools.cache
@@ -85,5 +80,5 @@ def library_of(dtype: torch.dtype) -> ctypes.CDLL:
     """
     loaded = library(SOURCE, dtype)
     number = ctypes.c_int64
-    loaded.series.argtypes = [number, number, ctypes.c_int, ctypes.c_int, number, *[ctypes.c_void_p] * 9]
+    loaded.series.argtypes = [number, number, ctypes.c_int, ctypes.c_int, number, *[ctypes.c_void_p] * 8]
     return loaded

@@ -36,8 +36,11 @@ class Truncated(PowerSeries):
         super().__init__(n_probes, probe, gradient, memory, jacobian)
         self.n_terms = n_terms
 
-    def weights(self, orders: Tensor | None) -> tuple[Tensor, Tensor]:
-        in_series = torch.ones(1, self.n_terms + 1, dtype=torch.float64, device="cpu")
+    def weights(self, powers: int) -> tuple[Tensor, Tensor]:
+        in_series = torch.ones(powers, dtype=torch.float64, device="cpu")
         in_gradient = in_series.clone()
-        in_gradient[:, -1] = 0  # that of tr(J^k) / k is tr(J^(k-1) dJ): n terms have the powers 0 to n - 1
+        in_gradient[self.n_terms :] = 0  # that of tr(J^k) / k is tr(J^(k-1) dJ): n terms have the powers 0 to n - 1
         return in_series, in_gradient
+
+    def lengths(self, orders: Tensor | None) -> Tensor:
+        return torch.tensor([self.n_terms + 1], device="cpu")
