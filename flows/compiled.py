@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import ctypes
 import functools
@@ -14,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -70,15 +70,20 @@ def in_threads(parts: list[tuple[int, int]], work: Callable[[int, int, int], int
         MemoryError: a call returns 0.
     """
     others = [_pool().submit(work, *part, number) for number, part in enumerate(parts) if number > 0]
-    done = [work(*parts[0], 0), *(other.result() for other in others)]
+    try:
+        done = [work(*parts[0], 0), *(other.result() for other in others)]
+    except BaseException:  # Ctrl-C, say
+        concurrent.futures.wait(others)  # they work on what is freed when the caller gives up
+        raise
     if not all(done):
         raise MemoryError("no memory for compiled code to work in")
     return done
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_name_prefix="compiled")
+def _pool() -> concurrent.futures.ThreadPoolExecutor:
+    most = max(32, os.cpu_count() or 1)  # they are started when first needed
+    return concurrent.futures.ThreadPoolExecutor(most, thread_name_prefix="compiled")
 
 
 if hasattr(os, "register_at_fork"):  # a child has none of the pool's threads

@@ -75,9 +75,6 @@ class LipschitzLinear(nn.Module):
         sigma = torch.dot(self.u, torch.mv(self.weight, self.v))
         return self.weight * (self.coeff / sigma.clamp(min=self.coeff))
 
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.linear(x, self.normalized_weight(), self.bias)
-
     @torch.no_grad()
     def converge(self) -> None:
         """Set u and v to the leading singular vectors, computed directly."""

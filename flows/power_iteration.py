@@ -37,9 +37,10 @@ def power_iterate(layers: Iterable[LipschitzLinear], n: int, compiled: bool = Fa
     for group in _groups(layers):
         us, vs = [layer.u for layer in group], [layer.v for layer in group]
         W, u, v = stacked([layer.weight for layer in group]), stacked(us), stacked(vs)
-        if n >= FEWEST_TO_SQUARE[compiled]:
+        by_library = compiled and W.device.type == "cpu"
+        if n >= FEWEST_TO_SQUARE[by_library]:
             left, right = _by_squaring(W, u.unsqueeze(-1), v.unsqueeze(-1), n)
-        elif compiled:
+        elif by_library:
             left, right = _by_library(W, u, v, n)
         else:
             left, right = _one_by_one(W, v.unsqueeze(-1), n)

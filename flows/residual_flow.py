@@ -39,7 +39,7 @@ from flows.standardize import Standardize
 
 __all__ = ["FlowOfBlocks", "ResidualFlow"]
 
-POINTS = 65_536  # whose Jacobians, of all blocks, `inverse` has at once
+NUMBERS = 4_000_000  # in the Jacobians of all blocks, of the points that are evaluated at once
 
 
 class FlowOfBlocks(Flow):
@@ -115,8 +115,7 @@ class FlowOfBlocks(Flow):
         if not self._inverts_as_chain(z):
             return super().inverse(z)
         x = self._invert_as_chain(z, with_path=False)[-1]
-        log_det = torch.cat([self._evaluate(part)[1] for part in x.split(POINTS)])
-        return x.to(z.dtype), -log_det.to(z.dtype)
+        return x.to(z.dtype), -self._evaluate(x)[1].to(z.dtype)
 
     @torch.no_grad()
     def preimage(self, z: Tensor) -> Tensor:
@@ -192,10 +191,14 @@ class FlowOfBlocks(Flow):
             )
         return weights, constants
 
+    @torch.no_grad()  # with one, the weights would be normalized otherwise than the inverse's, in their last bits
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Flow.forward`, all blocks at once."""
-        z, jacobians, others = self._carry(widened(x))
-        log_det = self._log_det(jacobians, Exact(), [None] * len(self._nets)) + others
+        """As `Flow.forward`, all blocks at once, some of the points at a time."""
+        found = []
+        for part in x.split(max(1, NUMBERS // (len(self._nets) * self.dimensions**2))):
+            z, jacobians, others = self._carry(widened(part))
+            found.append((z, self._log_det(jacobians, Exact(), [None] * len(self._nets)) + others))
+        z, log_det = (torch.cat(parts) for parts in zip(*found, strict=True))
         return z.to(x.dtype), log_det.to(x.dtype)
 
     def _log_det(self, jacobians: Tensor, estimator: LogDetEstimator, noises: Sequence[Noise | None]) -> Tensor:

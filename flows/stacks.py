@@ -65,7 +65,7 @@ def _lay_together(tensors: Sequence[Tensor]) -> None:
 
 
 def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
-    leaf, first, last = getattr(tensors[0], "stack", None), tensors[0], tensors[-1]
+    leaf, first = getattr(tensors[0], "stack", None), tensors[0]
     if leaf is None or leaf.numel() != len(tensors) * first.numel() or leaf.data_ptr() != first.data_ptr():
         return None  # a copy of the module, or a part of the stack
     if first.requires_grad != leaf.requires_grad:
@@ -74,5 +74,8 @@ def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
         return None  # some of them frozen since
     if leaf.requires_grad and (first.grad is None or first.grad.data_ptr() != leaf.grad.data_ptr()):
         return None  # an optimizer of the single tensors has set their gradients to None
-    is_whole = last.data_ptr() == first.data_ptr() + (len(tensors) - 1) * first.numel() * first.element_size()
-    return leaf if is_whole or first.is_meta else None
+    if first.is_meta:
+        return leaf
+    begin, size = leaf.data_ptr(), first.numel() * first.element_size()
+    in_order = [tensor.data_ptr() for tensor in tensors] == list(range(begin, begin + len(tensors) * size, size))
+    return leaf if in_order else None

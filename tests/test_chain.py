@@ -7,6 +7,7 @@ import ctypes
 import math
 import os
 import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated,
 from flows.idensenet import IDenseNet
 from flows.implicit_flow import ImplicitFlow
 from flows.lipschitz import LipschitzLinear
+from flows.power_iteration import power_iterate
 from flows.residual_block import InverseBlock
 from flows.residual_flow import FlowOfBlocks
 from flows.stacks import stack_parameters
@@ -389,14 +391,14 @@ def test_what_cannot_be_certified_is_an_error(kind: type[FlowOfBlocks]) -> None:
         twin.preimage(x)
 
 
-@pytest.mark.parametrize("with_graph", [False, True])
+@pytest.mark.parametrize("weights", ["without a graph", "with a graph", "frozen"])
 @pytest.mark.parametrize("activation", ["lipswish", "clipswish", "fourier"])  # those with a parameter
 @pytest.mark.parametrize("kind", FLOWS)
-def test_both_directions_are_of_one_function(kind: type[FlowOfBlocks], activation: str, with_graph: bool) -> None:
+def test_both_directions_are_of_one_function(kind: type[FlowOfBlocks], activation: str, weights: str) -> None:
     """To the last digits of float64: a float32 number that they make in different ways would be off by 1e-7."""
     flow, x = make(Exact(), kind=kind, activation=activation, blocks=12, depth=4)
-    twin = compiled_copy(flow.float()).eval()
-    with torch.set_grad_enabled(with_graph):
+    twin = compiled_copy(flow.float()).eval().requires_grad_(weights != "frozen")
+    with torch.set_grad_enabled(weights != "without a graph"):
         z = twin(x)[0].detach()
     torch.testing.assert_close(twin.inverse(z)[0], x, rtol=0, atol=1e-10)
 
@@ -478,6 +480,51 @@ def test_compiled_code_refuses_other_numbers() -> None:
     twin = compiled_copy(flow)
     with pytest.raises(CompileError, match=r"not in torch\.bfloat16"):
         twin.bfloat16()(x.bfloat16())
+
+
+def test_compiled_code_refuses_what_is_elsewhere() -> None:
+    """It would read memory that is not there."""
+    flow, x = make(Exact())
+    twin = compiled_copy(flow).to("meta")
+    with pytest.raises(ValueError, match=r"of one dtype and device, not torch\.float64 on cpu and torch\.float64 on"):
+        twin(x)
+    power_iterate([layer for layers in twin._layers for layer in layers], 5, compiled=True)  # by torch, where it is
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_points_are_evaluated_some_at_a_time(monkeypatch: pytest.MonkeyPatch, kind: type[FlowOfBlocks]) -> None:
+    flow, x = make(Exact(), kind=kind)
+    twin = compiled_copy(flow).eval().requires_grad_(False)
+    whole = [*twin(x), *twin.inverse(x)]
+    monkeypatch.setattr(residual_flow, "NUMBERS", 4 * len(twin._nets) * 60)
+    for expected, found in zip(whole, [*twin(x), *twin.inverse(x)], strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_exception_waits_for_the_other_threads() -> None:
+    """What they work on is freed by it."""
+    ended = []
+
+    def work(begin: int, end: int, number: int) -> int:
+        if number == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.2)
+        ended.append(number)
+        return 1
+
+    with pytest.raises(KeyboardInterrupt):
+        compiled.in_threads([(0, 1), (1, 2)], work)
+    assert ended == [1]
+
+
+def test_sines_of_far_points_are_sines() -> None:
+    """Up to one, so that what is certified of a slope holds there too."""
+    flow = ResidualFlow(2, Exact(), blocks=1, width=8, depth=1, coeff=0.9, activation="sin", actnorm=False).double()
+    twin, x = compiled_copy(flow).eval(), 10.0 ** torch.arange(10, 30, dtype=torch.float64)[:, None].expand(-1, 2)
+    with torch.no_grad():
+        _, log_det = twin(x)
+    L = twin.lipschitz()
+    assert (log_det.abs() <= -2 * math.log(1 - L)).all()
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")

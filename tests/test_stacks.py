@@ -61,6 +61,8 @@ def test_only_a_whole_stack_is_taken_without_a_copy() -> None:
         assert torch.equal(stacked(some), torch.stack(some))
     assert stacked(biases).data_ptr() == biases[0].data_ptr()
     assert stacked(biases[:2]).data_ptr() != biases[0].data_ptr()
+    biases[1].data = biases[1] + 1  # elsewhere, between two that are where they were
+    assert torch.equal(stacked(biases), torch.stack(biases))
 
 
 def test_copies_and_other_dtypes_go_their_own_way() -> None:
