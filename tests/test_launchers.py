@@ -97,6 +97,40 @@ def test_a_search_counts_failed_trials_and_is_retraced(run: Callable[..., Result
     assert all(row["kl"] for row in again[2:])
 
 
+@needs("optuna")
+def test_a_search_whose_trials_all_fail_ends_as_any_sweep(run: Callable[..., Result], tmp_path: Path) -> None:
+    too_much = "trainer.held_out=1000000000000000"
+    settings = (*SHORT, too_much, "hydra.sweeper.n_trials=2", "optimizer.lr=interval(1e-2,1e-1)")
+    for arguments in (("hydra/sweeper=optuna", *settings, "hydra.sweep.dir=sweep"), ("resume=sweep",)):
+        result = run("train", "-m", *arguments)
+        assert result.status == 1
+        assert "2 of 2 runs failed" in result.err
+        assert "Traceback" not in result.err
+        assert (tmp_path / "sweep" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param("hydra/launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs accepts a whole number at "
+                     "least 1 or a whole number at most -1; got 0", marks=needs("joblib")),
+        pytest.param("hydra/sweeper=optuna hydra.sweeper.n_trials=ten", "hydra.sweeper.n_trials accepts a whole number",
+                     marks=needs("optuna")),
+        pytest.param("hydra/sweeper=optuna hydra.sweeper.direction=maximize", "hydra.sweeper.direction accepts "
+                     "minimize", marks=needs("optuna")),
+        pytest.param("hydra/launcher=submitit_local hydra.launcher.timeout_min=-1", "hydra.launcher.timeout_min "
+                     "accepts a whole number at least 1", marks=needs("submitit")),
+    ],
+)  # fmt: skip
+def test_settings_of_launchers_and_sweepers_are_checked(
+    run: Callable[..., Result], tmp_path: Path, overrides: str, message: str
+) -> None:
+    result = run("train", "-m", *overrides.split(), "seed=0,1")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert message in result.err
+    assert not list(tmp_path.iterdir())
+
+
 @needs("submitit")
 def test_processes_of_submitit(tmp_path: Path) -> None:
     arguments = ("-m", "hydra/launcher=submitit_local", *SHORT, "hydra.sweep.dir=sweep")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import signal
 import time
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import torch
 from PIL import Image
 
 import train
+from plots.sheet import Sheet
 from tests.conftest import TINY, Result, start
+from training import sheets
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 Run = Callable[..., Result]
@@ -43,6 +46,14 @@ BAD = {
     "sed=0,1": "sed accepts nothing: there is no such setting",
     "seed=0,1 hydra/launcher=jobib": "hydra/launcher accepts basic | joblib | ",
     "optimizer.lr=interval(1e-3,1e-1)": "optimizer.lr accepts values with commas between them; an interval with",
+    "seed=shuffle(0,1,2)": "seed accepts values in an order that is the same when the sweep is resumed",
+    "seed=range(3,1)": "seed accepts one value or more",
+    "seed=range(0,4,0)": "seed accepts one value or more",
+    "data=glob(nowhere*)": "data accepts one value or more",
+    "seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size accepts a whole number at least 1; got 0",
+    "--config-dir nowhere seed=0,1": "--config-dir accepts a folder of configs; got 'nowhere'",
+    "--config-path nowhere seed=0,1": "--config-path would leave the project's configs",
+    "resume=a,b": "resume accepts one folder; got 'resume=a,b'",
     "hydra.sweep.dir=/proc/nowhere": "hydra.sweep.dir accepts a folder that can be written",
     "resume=nowhere": "resume accepts a folder written by train.py -m, with its sweep.json; got 'nowhere'",
 }
@@ -143,7 +154,7 @@ class TestSweep:
         result = run("train", "-m", *SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep")
         assert result.status == 1
         assert result.err.count("the table cannot be written: ") == 2
-        assert "but their table, sheets and report cannot be made: " in result.err
+        assert "all runs have ended, but the sweep's table cannot be made: " in result.err
         assert len(list((tmp_path / "sweep").glob("*/summary.json"))) == 2
 
     def test_a_reader_who_leaves_stops_it(self, run: Run, tmp_path: Path) -> None:
@@ -167,8 +178,9 @@ class TestSweep:
         result = run("train", "-m", *SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep")
         assert result.status == 1
         (line,) = result.err.strip().splitlines()
-        assert line.startswith("all runs have ended, but their table, sheets and report cannot be made: ")
+        assert line.startswith("all runs have ended, but the sweep's sheets cannot be made: ")
         assert "sheet.png" in line
+        assert (tmp_path / "sweep" / "report.html").exists()
         assert len(table(tmp_path / "sweep")) == 2
 
     def test_killed_twice_and_resumed_it_is_complete(self, run: Run, tmp_path: Path) -> None:
@@ -213,6 +225,32 @@ class TestSweep:
         (line,) = result.err.strip().splitlines()
         assert BAD[overrides] in line
         assert not list(tmp_path.iterdir())
+
+    def test_configs_of_ones_own_are_among_what_goes_on(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "my own" / "data").mkdir(parents=True)
+        (tmp_path / "my own" / "data" / "mine.yaml").write_text("_target_: datasets.moons.Moons\nnoise: 0.2\n")
+        settings = (*SHORT, "trainer.epochs=100", "data=mine", "seed=0,1", "hydra.sweep.dir=sweep")
+        process = start("train", "-m", "--config-dir", "my own", *settings, cwd=tmp_path)
+        while not (tmp_path / "sweep" / "0" / "metrics.csv").exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        _, _, command = err.partition("go on with: python train.py ")
+        assert run("train", *shlex.split(command)).status == 0
+        assert len(table(tmp_path / "sweep")) == 2
+
+    def test_a_sheet_of_many_runs_shows_the_best(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        made = []
+        monkeypatch.setattr(sheets, "MOST", 2)
+        monkeypatch.setattr(sheets, "Sheet", lambda *arguments: made.append(arguments) or Sheet(*arguments))
+        assert run("train", "-m", *TINY, "seed=0,1,2", "hydra.sweep.dir=sweep").status == 0
+        (((strip,), title),) = made
+        best = sorted(row["number"] for row in table(tmp_path / "sweep")[:2])
+        assert [panel.title.partition(":")[0].split()[-1] for panel in strip.panels] == best
+        assert title == "sweep: the best 2 of 3 runs, KL in nats"
 
     def test_a_sweeps_folder_is_its_own(self, run: Run, tmp_path: Path) -> None:
         arguments = ("-m", *SHORT, "trainer.epochs=1", "hydra.sweep.dir=sweep")
@@ -270,3 +308,4 @@ def test_runs_are_told_apart_by_what_differs() -> None:
     first, second = map(in_words, differences(rows))
     assert first == ["iresnet", "lr=0.01235", "data.noise=1", "flow.noise=1"]
     assert second == ["resflow", "lr=0.5", "data.noise=2", "flow.noise=2"]
+    assert in_words({"seed": "20240101"}) == ["seed=20240101"]

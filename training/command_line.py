@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import hydra
 import torch
@@ -31,14 +31,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from arguments import ArgumentError, check_arguments, check_choice, nearest
+from arguments import ArgumentError, Count, Range, check_arguments, check_choice, check_value, nearest
 from training.captured import require_capturable
 from training.configuration import build, build_flow, build_target, check_config, choose_device, load_config
 from training.defaults import CONFIGS, choices_in
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
-from training.run_folder import STOPPED, resuming
+from training.run_folder import STOPPED
 from training.sweep import Sweep, combinations, what_is_swept
 
 __all__ = ["command"]
@@ -48,6 +48,14 @@ WHERE = ("hydra/launcher", "hydra.launcher")
 
 OF_SWEEPS = (*WHERE, "hydra/sweeper", "hydra.sweep")
 """Settings that only a sweep heeds."""
+
+OF_HYDRA = {
+    **dict.fromkeys(("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.max_batch_size"), Count),
+    "hydra.sweeper.direction": Literal["minimize"],
+    "hydra.launcher.n_jobs": Count | Annotated[int, Range(le=-1)],
+    **dict.fromkeys(("hydra.launcher.timeout_min", "hydra.launcher.cpus_per_task"), Count),
+}
+"""What settings of launchers and sweepers may be, where these would answer with a traceback."""
 
 LAUNCHERS = ("joblib", "multiprocessing", "submitit", "ray")
 """Packages whose errors are of where a sweep ran: a worker that was killed, or took too long."""
@@ -112,6 +120,10 @@ def _dispatch(
         with _read_as_far_as_wanted():
             print(help_page(config_name, [] if arguments.config_dir else arguments.overrides))
         return
+    if arguments.config_path is not None:
+        _exit(2, "--config-path would leave the project's configs; --config-dir adds a folder to them")
+    if arguments.config_dir is not None and not os.path.isdir(arguments.config_dir):
+        _exit(2, f"--config-dir accepts a folder of configs; got {arguments.config_dir!r}")
     if arguments.experimental_rerun is not None:
         _exit(2, "--experimental-rerun would run what a file says; resume= goes on with a run")
     _refuse_what_nobody_sets(arguments.overrides)
@@ -125,7 +137,11 @@ def _dispatch(
     elif arguments.multirun:
         _run_many(task, settings, config_name, arguments)
     elif resumable and (folder := _folder_to_resume(arguments.overrides)) is not None:
-        _run(task, settings, _resumed(folder, arguments.overrides, resumable), folder)
+        config, changes = _resumed(folder, arguments.overrides, resumable)
+        _check(settings, config)
+        for change in changes:
+            print(f"resuming with {change}")
+        _run(task, settings, config, folder)
     else:
         config = _compose(arguments.config_name or config_name, arguments.overrides, arguments.config_dir)
         if config.hydra.mode == RunMode.MULTIRUN:
@@ -170,7 +186,7 @@ def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
         return
     before, made = None, []
     while folder != before:  # as it is where it is named by the day, say: opening it tells whether it is free
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         try:
             folder.mkdir(parents=True)
         except FileExistsError:
@@ -205,12 +221,18 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     name, extra_folder = arguments.config_name or config_name, arguments.config_dir
     hydra_config = _compose(name, of_hydra, extra_folder).hydra
     _check_installed(hydra_config)
+    for key, hint in OF_HYDRA.items():
+        if (value := OmegaConf.select(hydra_config, key.partition(".")[2])) is not None:
+            check_value(key, value, hint)
     if resumed is None:  # what was begun has been checked
         compose = functools.partial(_compose, name, extra_folder=extra_folder)
         _check_runs(settings, compose, hydra_config, of_hydra, of_task)
         kept = [line for line in overrides if line in of_task or what_is_swept(keys[line])]
         sweep = Sweep(Path(hydra_config.sweep.dir), kept)
         sweep.create()
+
+    options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
+    sweep.options = [text for option, given in options if given for text in (option, given)]
 
     def job(config: DictConfig) -> float | None:
         return sweep.run(config, functools.partial(_run, task, settings))
@@ -227,10 +249,13 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
         with sweep.stopped_by_signals():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in LAUNCHERS:
+        if hydra_config.sweeper._target_ != BASIC_SWEEPER and isinstance(error, ValueError) and sweep.all_failed():
+            sweep.finish()  # a search that has no best trial
+        elif type(error).__module__.partition(".")[0] in LAUNCHERS:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            _exit(1, f"the launcher gave up: {reason}; go on with: {sweep.command}")
+        else:
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        _exit(1, f"the launcher gave up: {reason}; go on with: python train.py -m {resuming(sweep.folder)}")
     sweep.report()
 
 
@@ -254,7 +279,13 @@ def _check_runs(
     for override in swept:
         if override.is_interval_sweep() and not search:
             accepts = "values with commas between them; an interval with hydra/sweeper=optuna"
-            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
+        elif getattr(override.value(), "shuffle", False):
+            accepts = "values in an order that is the same when the sweep is resumed"
+        elif not _has_values(override):
+            accepts = "one value or more"
+        else:
+            continue
+        raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
     targets, models = set(), set()
     for combination in tqdm(
         list(combinations(swept, search)), desc="checking", unit="run", delay=1, disable=None, leave=False
@@ -276,6 +307,17 @@ def _check_runs(
             if "logger" in config:
                 build(config.logger)()
             models.add(model)
+
+
+def _has_values(override: Override) -> bool:
+    try:
+        return (
+            override.is_interval_sweep()
+            or not override.is_sweep_override()
+            or any(True for _ in override.sweep_string_iterator())
+        )
+    except ValueError:  # a range in steps of zero
+        return False
 
 
 def _only_where(overrides: list[str]) -> list[str]:
@@ -336,17 +378,19 @@ def _check(settings: type, config: DictConfig) -> Any:
 def _folder_to_resume(overrides: list[str]) -> Path | None:
     """What `resume=` names, if it is given."""
     values = [override.value() for override in _parse(overrides) if override.key_or_group == "resume"]
+    if values and not isinstance(values[-1], (str, int, float, type(None))):
+        raise ArgumentError("resume", "one folder", repr(overrides[-1]))
     return None if not values or values[-1] is None else Path(str(values[-1]))
 
 
-def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> DictConfig:
-    """The stored configuration of `folder`, with the few changes that a resumed run may make.
+def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> tuple[DictConfig, list[str]]:
+    """The stored configuration of `folder`, with the few changes that a resumed run may make, and these in words.
 
     Raises:
         ArgumentError: names all settings that differ and may not.
     """
     config = load_config(folder, "resume")
-    known, refused = _settings_of(config), []
+    known, refused, changes = _settings_of(config), [], []
     for override in _parse(overrides):
         key, value = override.key_or_group, override.value()
         if key == "resume":
@@ -369,14 +413,14 @@ def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> D
             continue
         if key in resumable:
             OmegaConf.update(config, key, value)
-            print(f"resuming with {key}={value}, which was {stored}")
+            changes.append(f"{key}={value}, which was {stored}")
         else:
             refused.append(f"{key}={value} ({stored} in the run)")
     if refused:
         accepts = f"no change of settings other than {', '.join(sorted(resumable))}"
         raise ArgumentError("resume", accepts, ", ".join(refused))
     config.resume = str(folder)
-    return config
+    return config, changes
 
 
 def _refuse_what_nobody_sets(overrides: list[str]) -> None:

@@ -20,12 +20,16 @@ from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 __all__ = ["draw_sheets", "thumbnail"]
 
+MOST = 300  # runs on a sheet: more are not looked at, and a GIF's side has 65,535 pixels at most
+
 
 def draw_sheets(sweep: Path) -> None:
     """Draw sheet.png, each run's last density, and sheet.gif, all their epochs: a strip for each target."""
     begun = [(row, target) for row in read_rows(sweep) if (target := load_target(row.folder)) is not None]
     if not begun:
         return
+    of = f" of {len(begun)}" if len(begun) > MOST else ""
+    begun = sorted(sorted(begun, key=lambda each: each[0].rank)[:MOST], key=lambda each: each[0].number)
     rows = [row for row, _ in begun]
     strips: dict[str, Strip] = {}
     for (row, target), difference in zip(begun, differences(rows)):
@@ -37,7 +41,7 @@ def draw_sheets(sweep: Path) -> None:
             strips[key] = Strip(words, target.density, target.window, [])
         strips[key].panels.append(_panel(row, difference))
     measures = " or ".join(sorted({row.measure.upper() for row in rows if row.figures}))
-    runs = f"{len(rows)} run{'s' * (len(rows) > 1)}"
+    runs = f"{of and 'the best '}{len(rows)}{of} run{'s' * (len(rows) > 1)}"
     sheet = Sheet(list(strips.values()), f"{sweep.name}: {runs}{measures and f', {measures} in nats'}")
     sheet.save_png(sweep / "sheet.png")
     sheet.save_gif(sweep / "sheet.gif")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import shlex
 import signal
 import sys
 import traceback
@@ -70,24 +71,19 @@ class SweepCallback(Callback):
             print(f"the table cannot be written: {error}", file=sys.stderr)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
-
-        sweep = Path(config.hydra.sweep.dir)
-        try:
-            write_table(sweep)
-            draw_sheets(sweep)
-            write_sweep_report(sweep)
-        except Exception as error:  # Hydra would make a warning of it, and the sweep would end as if all was well
-            why = str(error) if isinstance(error, (OSError, *EXPECTED)) else repr(error)
-            print(f"all runs have ended, but their table, sheets and report cannot be made: {why}", file=sys.stderr)
-            raise SystemExit(1) from error
+        Sweep(Path(config.hydra.sweep.dir), []).finish()
 
 
 class Sweep:
-    """The folder of a sweep, and what was typed for it."""
+    """The folder of a sweep, and what was typed for it.
+
+    Attributes:
+        options: those of the command line that all its runs need.
+    """
 
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self.folder, self.overrides = folder.resolve(), overrides
+        self.options: list[str] = []
 
     @classmethod
     def stored(cls, folder: Path) -> Sweep:
@@ -177,7 +173,35 @@ class Sweep:
                 signal.signal(number, handler)
 
     def _how_to_go_on(self, where: str) -> str:
-        return f"stopped {where}, all saved; go on with: python train.py -m {resuming(self.folder)}"
+        return f"stopped {where}, all saved; go on with: {self.command}"
+
+    @property
+    def command(self) -> str:
+        """What to type to go on with it."""
+        return " ".join(["python train.py -m", *map(shlex.quote, self.options), resuming(self.folder)])
+
+    def all_failed(self) -> bool:
+        rows = read_rows(self.folder)
+        return bool(rows) and all(row.error is not None for row in rows)
+
+    def finish(self) -> None:
+        """Make the table, the sheets and the report.
+
+        Raises:
+            SystemExit: one of them cannot be made, with status 1: Hydra would make a warning of any other error, and
+                the sweep would end as if all was well.
+        """
+        from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
+
+        lost = False
+        for name, make in (("table", write_table), ("sheets", draw_sheets), ("report", write_sweep_report)):
+            try:
+                make(self.folder)
+            except Exception as error:  # the others are made
+                lost, why = True, str(error) if isinstance(error, (OSError, *EXPECTED)) else repr(error)
+                print(f"all runs have ended, but the sweep's {name} cannot be made: {why}", file=sys.stderr)
+        if lost:
+            raise SystemExit(1)
 
     def report(self) -> None:
         """Say what came out.
