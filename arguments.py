@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import math
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -168,7 +168,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
         if isinstance(value, str) or not isinstance(value, Sequence) or not value:
             raise ArgumentError(name, _describe(hint), repr(value))
         return tuple(check_value(name, item, parameters[0]) for item in value)
-    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is float and is_number and abs(value) <= sys.float_info.max:  # a whole number may be larger
         return float(value)
     if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return value

@@ -30,7 +30,7 @@ class DataFile:
         if path is None:
             raise ArgumentError("path", accepts, "null")
         self.path, self.accepts = Path(os.path.abspath(os.path.expanduser(path))), accepts
-        if self.path.exists() and not self.path.is_file():
+        if os.path.exists(self.path) and not os.path.isfile(self.path):
             raise self.refused("not a file")
         try:
             self.content = self.path.read_bytes()

@@ -38,6 +38,7 @@ def test_good_arguments_arrive() -> None:
         ({"rate": 0}, "rate accepts a number above 0 and at most 1; got 0.0"),
         ({"rate": 1.01}, "rate accepts a number above 0 and at most 1; got 1.01"),
         ({"rate": float("nan")}, "rate accepts a number; got nan"),
+        ({"rate": 10**400}, f"rate accepts a number; got {10**400}"),
         ({"rate": float("inf")}, "rate accepts a number; got inf"),
         ({"rate": True}, "rate accepts a number; got True"),
         ({"count": 1.0}, "count accepts a whole number; got 1.0"),

@@ -24,11 +24,6 @@ from training.checkpoint import load_checkpoint
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("whole") / "run"
-
-
 @pytest.fixture
 def folder(run: Run, made_once: Path, tmp_path: Path) -> Path:
     """The folder of a run that is done."""
@@ -75,6 +70,29 @@ def test_a_stored_config_runs_nothing_foreign(run: Run, folder: Path, old: str, 
     assert old in stored
     (folder / "config.yaml").write_text(stored.replace(old, new))
     refused(run, folder)
+
+
+LONG = "a" * 300  # no name of a file: asking for it is an error, as it is below a folder that one may not enter
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "setting"),
+    [
+        ("train", f"resume={LONG}", "resume"),
+        ("train", f"-m resume={LONG}", "resume"),
+        ("train", f"data=points data.path={LONG}", "data.path"),
+        ("train", f"hydra.run.dir={LONG}", "hydra.run.dir"),
+        ("sample", f"run={LONG}", "run"),
+        ("sample", f"run=folder points={LONG}", "points"),
+    ],
+)
+def test_a_path_that_cannot_be_asked_for_is_one_line(
+    run: Run, tmp_path: Path, script: str, arguments: str, setting: str
+) -> None:
+    result = run(script, *arguments.split())
+    assert (result.status, result.err.count("\n")) == (2, 1), result.err
+    assert result.err.startswith(f"{script}.py: {setting} accepts ")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_window_that_cannot_be_read_is_one_line(run: Run, folder: Path) -> None:

@@ -30,11 +30,6 @@ from training.trainer import Trainer
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("whole") / "run"
-
-
 @pytest.fixture
 def whole(run: Run, made_once: Path, tmp_path: Path) -> Result:
     """A run that nothing stopped, in a folder of its own."""
@@ -155,6 +150,14 @@ def test_a_finished_run_is_left_as_it_is(run: Run, whole: Result) -> None:
     assert {path: path.read_bytes() for path in whole.folder.rglob("*") if path.is_file()} == before
 
 
+def test_a_run_that_is_out_of_time_at_once_is_finished(run: Run, tmp_path: Path) -> None:
+    settings = (*TINY, "trainer.plots=false", "trainer.max_seconds=1e-9")
+    first = run("train", *settings, folder=tmp_path / "run")
+    assert first.summary["steps"] == 1
+    result = run("train", f"resume={tmp_path}/run")
+    assert "this run is finished and stays as it is: to train longer, raise trainer.max_seconds=1e-09" in result.out
+
+
 def test_a_run_that_goes_on_has_no_report_of_an_earlier_end(
     run: Run, whole: Result, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,15 +186,18 @@ def test_a_summary_of_fewer_steps_is_not_the_end(run: Run, whole: Result) -> Non
 
 
 def test_what_differs_is_said(run: Run, whole: Result) -> None:
-    result = run("train", f"resume={whole.folder}", "flow.blocks=3", "seed=0", "data=rings", "trainer.epochs=4")
+    result = run("train", f"resume={whole.folder}", "flow.blocks=3", "flow.width=8", "data=rings", "seed=1")
     assert result.status == 2
     others = "data.path, device, threads, trainer.cuda_graph, trainer.epochs, trainer.max_seconds"
-    assert f"other than {others}; got flow.blocks=3 (2 in the run), data=rings" in result.err
+    changes = "flow.blocks=3 (2 in the run), data=rings (moons in the run), seed=1 (0 in the run)"
+    assert f"resume accepts no change of settings other than {others}; got {changes}\n" in result.err
     result = run("train", f"resume={whole.folder}", "flow.blocks=2", "trainer.epochs=3")
     assert result.status == 0, result.err
     assert "resuming with trainer.epochs=3, which was 2\n" in result.out
     result = run("train", f"resume={whole.folder}", "experiment=rings_best")
     assert "; got experiment=rings_best (chosen when a run begins)" in result.err
+    result = run("train", f"resume={whole.folder}", "trainer.epochs=-1")
+    assert (result.status, result.out) == (2, "")
     result = run("train", f"resume={whole.folder}", "flow.blokcs=2")
     assert "did you mean 'flow.blocks'" in result.err
 
@@ -295,8 +301,8 @@ def test_a_terminal_changes_nothing(run: Run, whole: Result, tmp_path: Path) -> 
     assert kills.end(folder) == kills.end(whole.folder)
 
 
-def test_a_summary_says_what_it_was_made_with(whole: Result) -> None:
-    summary = whole.summary
+def test_a_summary_says_what_it_was_made_with(run: Run, tmp_path: Path) -> None:
+    summary = run("train", *TINY, "trainer.plots=false", "trainer.epochs=1", folder=tmp_path / "run").summary
     assert (summary["torch"], summary["numpy"]) == (torch.__version__, np.__version__)
     assert summary["python"] == ".".join(map(str, sys.version_info[:3]))
     git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=PROJECT, capture_output=True, text=True, check=False)

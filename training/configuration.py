@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -217,8 +218,8 @@ def load_config(folder: Path, setting: str) -> DictConfig:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
         reason = str(error).splitlines()[0]
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            reason = "that file is not there" if folder.is_dir() else "there is no such folder"
-        if (folder / "sweep.json").is_file():
+            reason = "that file is not there" if os.path.isdir(folder) else "there is no such folder"
+        if os.path.isfile(folder / "sweep.json"):  # Path.is_file raises where one may not look
             reason = "a sweep: go on with it by -m, or name one of its runs"
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error
     if "${" in text:  # what it stands for is not in the file, and could be anything

@@ -176,8 +176,8 @@ class Trainer:
     def finished(self) -> Evaluation | None:
         """The evaluation of a restored run that has nothing left to do; None for any other."""
         path = self.folder / "summary.json"
-        out_of_time = self.max_seconds is not None and self.progress.seconds >= self.max_seconds
-        if not (self.progress.epoch >= self.epochs or out_of_time) or not path.exists():
+        ended = self.progress.epoch >= self.epochs or self._out_of_time(self.progress.seconds)
+        if not ended or not path.exists():
             return None
         with belonging_together(self.folder, "resume"):
             summary = load_summary(self.folder)
@@ -207,7 +207,8 @@ class Trainer:
             with tqdm(
                 total=total, initial=progress.step, unit="step", disable=None, dynamic_ncols=True, leave=False
             ) as bar:
-                while progress.epoch < self.epochs and not self._out_of_time():
+                # By the time that the checkpoint has, or a run that is resumed could differ on whether it had ended.
+                while progress.epoch < self.epochs and not self._out_of_time(progress.seconds):
                     self._train_epoch(bar, interruption)
                     headline = self._end_epoch().headline
                     row = progress.rows[-1]
@@ -260,7 +261,7 @@ class Trainer:
             if progress.step_in_epoch % STEPS_BETWEEN_CERTIFICATES == 0:
                 self._hold_contraction()
             bar.update()
-            if interruption.number is not None or self._out_of_time():
+            if interruption.number is not None or self._out_of_time(self._seconds()):
                 break
         progress.loss_sum += float(torch.stack(losses).cpu().double().sum())
         progress.train_seconds += time.perf_counter() - began
@@ -401,8 +402,8 @@ class Trainer:
     def _seconds(self) -> float:
         return time.perf_counter() - self._started
 
-    def _out_of_time(self) -> bool:
-        return self.max_seconds is not None and self._seconds() >= self.max_seconds
+    def _out_of_time(self, seconds: float) -> bool:
+        return self.max_seconds is not None and seconds >= self.max_seconds
 
     def _stop_if(self, interruption: Interruption) -> None:
         if interruption.number is not None:
