@@ -13,7 +13,7 @@ from matplotlib import colormaps
 from tqdm import tqdm
 
 from benchmarks.measurement import arguments, print_table
-from benchmarks.record import Clock, Job, Record
+from benchmarks.record import Clock, Job, Merit, Record
 from benchmarks.runs import digest, run
 from plots.figure import add_axes, new_figure, pixels, write_png
 
@@ -24,24 +24,30 @@ MOST_EPOCHS = 200  # more steps than there is time for
 PANELS = 5  # of the figure, side by side
 LEAST = 1e-4  # nats: what a KL below it, or below 0 by its sampling error, is drawn as
 
-Found = dict[tuple[Clock, str, str], list[float]]
-"""KL of every seed, by clock, density and variant."""
+Found = dict[tuple[Clock, str, str], list[Merit]]
+"""Of every seed, by clock, density and variant."""
 
 
 def table_of(found: Found, clock: Clock, densities: Sequence[str], variants: Sequence[str]) -> list[list[str]]:
-    """The median KL, in nats, a row for each variant: the lowest of a density in bold, a dash where there is none."""
-    medians = {key: statistics.median(values) for key, values in found.items()}
-    lowest = {density: min((medians.get((clock, density, name), math.inf) for name in variants), default=math.inf)
-              for density in densities}  # fmt: skip
+    """The median KL, in nats, a row for each variant, a dash where there is none.
 
-    def printed(value: float) -> str:
-        return f"{value:.4f}" if value < 0.1 else f"{value:.2f}"
+    In bold are the lowest of each density and what is not told from it: two standard errors below a median in bold is
+    within two of a seed of the lowest.
+    """
+
+    def median(runs: list[Merit]) -> Merit:
+        return Merit(statistics.median(run.kl for run in runs), max(run.stderr for run in runs))
+
+    def reach(density: str) -> float:
+        runs = min((found[clock, density, name] for name in variants if (clock, density, name) in found), key=median)
+        return max(run.kl + 2 * run.stderr for run in runs)
 
     def cell(density: str, variant: str) -> str:
-        value = medians.get((clock, density, variant))
-        if value is None:
+        if (clock, density, variant) not in found:
             return "-"
-        return f"**{printed(value)}**" if printed(value) == printed(lowest[density]) else printed(value)
+        kl, stderr = median(found[clock, density, variant])
+        text = f"{kl:.4f}" if kl < 0.1 else f"{kl:.2f}"
+        return f"**{text}**" if kl - 2 * stderr <= reach(density) else text
 
     return [[variant, *(cell(density, variant) for density in densities)] for variant in variants]
 
@@ -55,7 +61,7 @@ def draw(path: Path, found: Found, densities: Sequence[str], variants: Sequence[
     left, width, high = 20 + 6 * max(map(len, variants)), 175, 17 * len(variants)
     figure = new_figure(left + (width + 15) * columns + 10, 65 + (60 + high) * rows)
     total = figure.bbox.height
-    drawn = [max(value, LEAST) for values in found.values() for value in values]
+    drawn = [max(run.kl, LEAST) for runs in found.values() for run in runs]
     limits = (0.7 * min(drawn), 1.5 * max(drawn))
     for index, density in enumerate(densities):
         row, column = divmod(index, columns)
@@ -63,7 +69,7 @@ def draw(path: Path, found: Found, densities: Sequence[str], variants: Sequence[
         for number, (clock, color) in enumerate(zip(clocks, colors)):
             shift = 0.4 * ((number + 0.5) / len(clocks) - 0.5)
             for line, variant in enumerate(variants):
-                values = np.maximum(found.get((clock, density, variant), []), LEAST)
+                values = [max(run.kl, LEAST) for run in found.get((clock, density, variant), [])]
                 axes.plot(values, np.full(len(values), line + shift), "o", color=color, markersize=4.5,
                           markeredgewidth=0, label=str(clock) if line == 0 else None)  # fmt: skip
         axes.set(xscale="log", xlim=limits, ylim=(len(variants) - 0.4, -0.6))
@@ -143,7 +149,7 @@ def compare(
         wanted = wanted and (options.seconds is None or job.seconds in options.seconds)
         as_now = wanted and job == job_of(job.clock, job.density, job.variant, job.seed)
         if as_now and (options.show or job in jobs):
-            found.setdefault((job.clock, job.density, job.variant), []).append(record.kl(job))
+            found.setdefault((job.clock, job.density, job.variant), []).append(record.merit(job))
     shown = [variant for variant in options.variants if any(variant == key[2] for key in found)]
     for clock in sorted({clock for clock, _, _ in found}):
         seeds = [len(values) for key, values in found.items() if key[0] == clock]

@@ -35,7 +35,7 @@ TICKS = (-10, -1, -0.1, 0, 0.1, 1)
 
 
 def draw(path: Path, found: dict[str, dict[str, list[dict[str, float]]]], entropies: dict[str, float]) -> None:
-    """For each density: exact KL (full) and the objective's own (dashed) against steps."""
+    """For each density: exact KL (solid) and the objective's own (dashed) against steps."""
     figure = new_figure(600 * len(found), 430)
     for index, (data, curves) in enumerate(found.items()):
         width = 0.94 / len(found)
@@ -53,7 +53,7 @@ def draw(path: Path, found: dict[str, dict[str, list[dict[str, float]]]], entrop
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.25, linewidth=0.4)
         if index == 0:
-            axes.set_ylabel("nats: exact (full),\nthe objective's own (dashed)")
+            axes.set_ylabel("nats, linear within 0.1: exact (solid),\nthe objective's own (dashed)")
             figure.legend(*axes.get_legend_handles_labels(), loc="lower center", ncols=len(curves), fontsize=9,
                           frameon=False)  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -195,10 +195,10 @@ def draw(path: Path, curves: Mapping[str, Mapping[str, list[Curve]]], seconds: f
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.set_xticks([], minor=True)
         axes.grid(alpha=0.25, which="both", linewidth=0.4)
-        axes.tick_params(labelsize=7)
+        axes.tick_params(labelsize=9)
         if index == 0:
             axes.set_ylabel("KL(target || model), nats")
-            axes.legend(fontsize=7, loc="lower left")
+            axes.legend(fontsize=9, loc="lower left")
     figure.text(0.5, 0.93, f"the fit at equal time: {seconds:.0f} s, threads: {threads}", ha="center")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, pixels(figure))

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from atomic import write_atomically
 
-__all__ = ["Clock", "Job", "Record"]
+__all__ = ["Clock", "Job", "Merit", "Record"]
 
 
 class Clock(NamedTuple):
@@ -26,6 +26,13 @@ class Clock(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.seconds:g} s, {self.threads} thread{'s' * (self.threads > 1)}, {self.at_once} at once"
+
+
+class Merit(NamedTuple):
+    """KL(target || model) of a run, in nats, and its standard error."""
+
+    kl: float
+    stderr: float
 
 
 @dataclass(frozen=True, order=True)
@@ -72,9 +79,8 @@ class Record:
     def __iter__(self) -> Iterator[Job]:
         return iter(sorted(self._rows))
 
-    def kl(self, job: Job) -> float:
-        """In nats."""
-        return float(self._rows[job]["kl"])
+    def merit(self, job: Job) -> Merit:
+        return Merit(*(float(self._rows[job][name]) for name in ("kl", "kl_stderr")))
 
     def add(self, job: Job, summary: dict[str, Any]) -> None:
         """Keep what a run's summary.json says; to be called from any thread."""

@@ -14,9 +14,10 @@ from PIL import Image
 from benchmarks import equal_time, runs
 from benchmarks.record import Job, Record
 
-KL = {("moons", "a", 0): 0.5, ("moons", "a", 1): 0.03125, ("moons", "b", 0): 0.0625, ("rings", "b", 0): -0.0001}
+KL = {("moons", "a", 0): 0.5, ("moons", "a", 1): 0.03125, ("moons", "b", 0): 0.0625, ("rings", "b", 0): -0.0001,
+      ("moons", "c", 0): 0.066, ("rings", "c", 0): 0.0041}  # fmt: skip
 SUMMARY = {"kl_stderr": 0.001, "steps": 700, "torch": "2.13.0", "git_commit": "abc"}
-VARIANTS = {"a": ["flow=iresnet"], "b": ["flow=resflow"]}
+VARIANTS = {"a": ["flow=iresnet"], "b": ["flow=resflow"], "c": ["flow=implicit"]}
 
 
 @pytest.fixture
@@ -50,14 +51,15 @@ class TestCompare:
         assert "trainer.max_seconds=7" in made[0][1]
         compare(monkeypatch, csv, *of_a, "--seeds", "2")
         assert len(made) == 2
-        compare(monkeypatch, csv, "--variants", "b", "--seconds", "7", "--seeds", "1")
-        assert len(made) == 4
+        compare(monkeypatch, csv, "--variants", "b", "c", "--seconds", "7", "--seeds", "1")
+        assert len(made) == 6
         capsys.readouterr()
         compare(monkeypatch, csv, "--threads", "9", "--show")
-        assert len(made) == 4
+        assert len(made) == 6
         rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
         assert ["a", "0.27", "-"] in rows
         assert ["b", "**0.0625**", "**-0.0001**"] in rows
+        assert ["c", "**0.0660**", "0.0041"] in rows  # two standard errors of each, 0.001, are enough for the first
         compare(monkeypatch, csv, "--show", "--seconds", "8")
         assert capsys.readouterr().out == f"no such runs in {csv}\n"
         assert Image.open(csv.with_suffix(".png")).width > 400
@@ -99,7 +101,7 @@ class TestRecord:
         record.add(early, {**SUMMARY, "kl": 1e-17})
         again = Record(path)
         assert list(again) == [early, late]
-        assert again.kl(late) == 1 / 3
+        assert again.merit(late) == (1 / 3, 0.001)
         assert again.kl(early) == 1e-17
         before = path.read_bytes()
         again.add(early, {**SUMMARY, "kl": 1e-17})
