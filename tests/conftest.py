@@ -64,6 +64,18 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Whatever was tested before in this process."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test of a file that needs a run makes it, for the others to copy."""
+    return tmp_path_factory.mktemp("made_once") / "run"
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
     """`run("train", *overrides, folder=...)` runs a command in this process, in an empty working directory."""

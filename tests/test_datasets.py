@@ -146,6 +146,55 @@ def test_entropies_of_the_design(name: str) -> None:
     assert density.entropy == pytest.approx(ENTROPIES[name], abs=0.005)
 
 
+def two_spirals(chance: np.random.Generator, n: int) -> np.ndarray:
+    angle = np.radians(540) * np.sqrt(chance.random(n))
+    spiral = angle[:, None] * np.stack([-np.cos(angle), np.sin(angle)], 1) + chance.uniform(0, 0.5, (n, 2))
+    return chance.choice([-1, 1], (n, 1)) * spiral / 3 + chance.normal(0, 0.1, (n, 2))
+
+
+def swiss_roll(chance: np.random.Generator, n: int) -> np.ndarray:
+    angle = 1.5 * np.pi * (1 + 2 * chance.random(n))
+    return (angle[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1) + chance.normal(0, 1, (n, 2))) / 5
+
+
+def pinwheel(chance: np.random.Generator, n: int) -> np.ndarray:
+    along, across = chance.normal(1, 0.3, n), chance.normal(0, 0.1, n)
+    angle = 2 * np.pi / 5 * chance.integers(5, size=n) + 0.25 * np.exp(along)
+    cos, sin = np.cos(angle), np.sin(angle)
+    return 2 * np.stack([along * cos + across * sin, across * cos - along * sin], 1)
+
+
+def four_circles(chance: np.random.Generator, n: int) -> np.ndarray:
+    angle = chance.uniform(0, 2 * np.pi, n)
+    circle = 2 * np.stack([np.cos(angle), np.sin(angle)], 1)
+    return circle + chance.choice([-1, 1], (n, 2)) + chance.normal(0, 0.1, (n, 2))
+
+
+def diamond(chance: np.random.Generator, n: int) -> np.ndarray:
+    points = np.linspace(-2.5, 2.5, 20)[chance.integers(20, size=(n, 2))] + chance.normal(0, 0.04, (n, 2))
+    return points @ np.array([[1, -1], [1, 1]]) / math.sqrt(2)
+
+
+# The toy data of Grathwohl et al. 2019 and Chen et al. 2019, and of Durkan et al. 2019, as their code draws it.
+LITERATURE = {
+    "2spirals": two_spirals,
+    "swissroll": swiss_roll,
+    "pinwheel": pinwheel,
+    "4circles": four_circles,
+    "diamond": diamond,
+}
+
+
+@pytest.mark.parametrize("name", LITERATURE)
+def test_densities_are_those_of_the_literature(name: str) -> None:
+    """The cross-entropy of its points is the entropy only where the densities are the same."""
+    density = instantiate(OmegaConf.load(CONFIGS[0].parent / f"{name}.yaml"))
+    surprise = -density.log_prob(torch.from_numpy(LITERATURE[name](np.random.default_rng(5), DRAWS)))
+    stderr = float(surprise.std()) / math.sqrt(DRAWS)
+    assert stderr < 0.005
+    assert float(surprise.mean()) == pytest.approx(density.entropy, abs=4 * stderr)
+
+
 @pytest.mark.parametrize("noise", [0.01, 0.1, 0.5])
 def test_moons_against_adaptive_quadrature(noise: float) -> None:
     s = 2 * noise

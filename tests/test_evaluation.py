@@ -15,6 +15,7 @@ from flows import Flow, ResidualFlow
 from flows.actnorm import ActNorm
 from flows.estimators import Truncated
 from flows.lipschitz import LipschitzLinear
+from training import evaluation
 from training.evaluation import HeldOut, evaluate
 
 CPU = torch.device("cpu")
@@ -56,6 +57,14 @@ def test_of_the_same_density_kl_is_zero_and_nll_the_entropy_without_noise() -> N
     assert found.kl == pytest.approx(0, abs=1e-6)
     assert found.nll == pytest.approx(math.log(2 * math.pi) + 1, abs=1e-5)
     assert found.kl_stderr < 1e-7
+
+
+def test_the_bound_of_the_inverse_is_the_largest_of_all_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    bounds = iter([1e-9, 3e-9, 2e-9])
+    monkeypatch.setattr(evaluation, "PLAIN_CHUNK", 400)
+    monkeypatch.setattr(Flow, "inverse_bound", property(lambda self: next(bounds)))
+    held_out = HeldOut.draw(Gaussian(1.0), 1000, torch.Generator().manual_seed(0), CPU)
+    assert evaluate(Flow([ActNorm(2)], 2), held_out, seed=0).inverse_bound == 3e-9
 
 
 def test_a_part_has_the_densities_of_its_own_points() -> None:

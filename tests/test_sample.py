@@ -20,11 +20,6 @@ from training.run_folder import load_run
 Run = Callable[..., Result]
 
 
-@pytest.fixture(scope="module")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trained") / "run"
-
-
 @pytest.fixture
 def trained(run: Run, made_once: Path, tmp_path: Path) -> Path:
     if not made_once.exists():
