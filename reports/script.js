@@ -37,6 +37,7 @@ for (const svg of document.querySelectorAll("figure svg")) {
     mark?.remove();
     mark = null;
     svg.classList.remove("chosen");
+    for (const line of lines) line.classList.remove("on");
   };
   svg.addEventListener("pointerleave", leave);
 }
