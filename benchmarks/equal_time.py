@@ -31,8 +31,8 @@ Found = dict[tuple[Clock, str, str], list[Merit]]
 def table_of(found: Found, clock: Clock, densities: Sequence[str], variants: Sequence[str]) -> list[list[str]]:
     """The median KL, in nats, a row for each variant, a dash where there is none.
 
-    In bold are the lowest of each density and what is not told from it: two standard errors below a median in bold is
-    within two of a seed of the lowest.
+    In bold are the lowest of each density and what is not told from it: a median that, less two standard errors, is
+    not above the highest seed of the lowest variant, plus two.
     """
 
     def median(runs: list[Merit]) -> Merit:

@@ -34,7 +34,7 @@ INLINE void sine_and_cosine(real a, real *sine, real *cosine) {
     real shifted = a * (real)0.63661977236758134308 + ROUNDER, k = shifted - ROUNDER;
 #ifdef DOUBLE
     real r = a - k * 1.57079632673412561417e+00 - k * 6.07710050630396597660e-11 - k * 2.02226624879595063154e-21;
-    r = r > 0.7855 ? 0.7855 : r; /* beyond 1e15 k is not within 1/2, but sine and cosine stay in [-1, 1] */
+    r = r > 0.7855 ? 0.7855 : r; /* far out k is rounded, but sine and cosine stay in [-1, 1] */
     r = r < -0.7855 ? -0.7855 : r;
     real q = r * r;
     real s = r + r * q * (-1.66666666666666324348e-01 + q * (8.33333333332248946124e-03 + q * (-1.98412698298579493134e-04

@@ -212,9 +212,10 @@ class _Call:
         self.batch, self.d = x.shape
         if self.d != self.chain.d:
             raise ValueError(f"a chain of {self.chain.d} dimensions carries points of as many, not of {self.d}")
-        kinds = {f"{tensor.dtype} on {tensor.device}" for tensor in (x, *tensors)}
+        kinds = {(tensor.dtype, tensor.device) for tensor in (x, *tensors)}
         if len(kinds) > 1:  # compiled code would read elsewhere
-            raise ValueError(f"a chain and its points are of one dtype and device, not {' and '.join(sorted(kinds))}")
+            found = " and ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
+            raise ValueError(f"a chain and its points are of one dtype and device, not {found}")
         # Small enough for the cache, and a chunk for every thread if the batch is small but its work is not.
         least = max(1, WORK // (self.chain.blocks * self.chain.width**2))
         self.chunk = max(1, min(ROWS // (1 + self.d), shares(self.batch, 1, least)[0][1]))

@@ -191,7 +191,7 @@ class FlowOfBlocks(Flow):
             )
         return weights, constants
 
-    @torch.no_grad()  # with one, the weights would be normalized otherwise than the inverse's, in their last bits
+    @torch.no_grad()  # with gradients, the weights would be normalized otherwise than the inverse's, in their last bits
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """As `Flow.forward`, all blocks at once, some of the points at a time."""
         found = []

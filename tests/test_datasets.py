@@ -187,7 +187,7 @@ LITERATURE = {
 
 @pytest.mark.parametrize("name", LITERATURE)
 def test_densities_are_those_of_the_literature(name: str) -> None:
-    """The cross-entropy of its points is the entropy only where the densities are the same."""
+    """The mean of -log p of its points is the entropy; of another density's points it is not, but by chance."""
     density = instantiate(OmegaConf.load(CONFIGS[0].parent / f"{name}.yaml"))
     surprise = -density.log_prob(torch.from_numpy(LITERATURE[name](np.random.default_rng(5), DRAWS)))
     stderr = float(surprise.std()) / math.sqrt(DRAWS)

@@ -113,9 +113,12 @@ def test_a_search_whose_trials_all_fail_ends_as_any_sweep(run: Callable[..., Res
     ("overrides", "message"),
     [
         pytest.param("hydra/launcher=joblib hydra.launcher.n_jobs=0", "hydra.launcher.n_jobs accepts a whole number at "
-                     "least 1 or a whole number at most -1; got 0", marks=needs("joblib")),
+                     "least 1 or a whole number at most -1 or null; got 0", marks=needs("joblib")),
         pytest.param("hydra/sweeper=optuna hydra.sweeper.n_trials=ten", "hydra.sweeper.n_trials accepts a whole number",
                      marks=needs("optuna")),
+        pytest.param("hydra/sweeper=optuna hydra.sweeper.n_jobs=null", "hydra.sweeper.n_jobs accepts a whole number",
+                     marks=needs("optuna")),
+        pytest.param("hydra/sweeper=optuna data=glob(*)", "data accepts values one by one", marks=needs("optuna")),
         pytest.param("hydra/sweeper=optuna hydra.sweeper.direction=maximize", "hydra.sweeper.direction accepts "
                      "minimize", marks=needs("optuna")),
         pytest.param("hydra/launcher=submitit_local hydra.launcher.timeout_min=-1", "hydra.launcher.timeout_min "

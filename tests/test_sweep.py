@@ -18,6 +18,8 @@ import train
 from plots.sheet import Sheet
 from tests.conftest import TINY, Result, start
 from training import sheets
+from training.interruption import Interrupted
+from training.sweep import Sweep
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 Run = Callable[..., Result]
@@ -53,7 +55,9 @@ BAD = {
     "seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size accepts a whole number at least 1; got 0",
     "--config-dir nowhere seed=0,1": "--config-dir accepts a folder of configs; got 'nowhere'",
     "--config-path nowhere seed=0,1": "--config-path would leave the project's configs",
-    "resume=a,b": "resume accepts one folder; got 'resume=a,b'",
+    "resume=a,b seed=0": "resume accepts one folder; got 'resume=a,b'",
+    "resume=[a]": "resume accepts one folder; got 'resume=[a]'",
+    "optimizer.lr=range(0,1,0.0)": "optimizer.lr accepts one value or more",
     "hydra.sweep.dir=/proc/nowhere": "hydra.sweep.dir accepts a folder that can be written",
     "resume=nowhere": "resume accepts a folder written by train.py -m, with its sweep.json; got 'nowhere'",
 }
@@ -239,6 +243,16 @@ class TestSweep:
         _, _, command = err.partition("go on with: python train.py ")
         assert run("train", *shlex.split(command)).status == 0
         assert len(table(tmp_path / "sweep")) == 2
+
+    def test_jobs_of_a_cluster_are_waited_for(self, tmp_path: Path) -> None:
+        sweep = Sweep(tmp_path, [])
+        sweep.is_submitted = True
+        with pytest.raises(Interrupted) as caught, sweep.stopped_by_signals():
+            signal.raise_signal(signal.SIGTERM)
+        assert caught.value.message == (
+            "stopped waiting; what was submitted may still run: when it has ended, go on with: "
+            f"python train.py -m resume={tmp_path}"
+        )
 
     def test_a_sheet_of_many_runs_shows_the_best(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

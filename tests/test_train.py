@@ -344,6 +344,7 @@ class TestRepeatability:
         maps = Path(f"/proc/{process.pid}/maps")
         if maps.exists():
             while "libtorch" not in maps.read_text():
+                assert process.poll() is None, process.stderr.read()
                 time.sleep(0.01)
         else:
             time.sleep(0.5)

@@ -23,7 +23,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -50,10 +50,12 @@ OF_SWEEPS = (*WHERE, "hydra/sweeper", "hydra.sweep")
 """Settings that only a sweep heeds."""
 
 OF_HYDRA = {
-    **dict.fromkeys(("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs", "hydra.sweeper.max_batch_size"), Count),
+    **dict.fromkeys(("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs"), Count),
     "hydra.sweeper.direction": Literal["minimize"],
-    "hydra.launcher.n_jobs": Count | Annotated[int, Range(le=-1)],
-    **dict.fromkeys(("hydra.launcher.timeout_min", "hydra.launcher.cpus_per_task"), Count),
+    "hydra.launcher.n_jobs": Count | Annotated[int, Range(le=-1)] | None,
+    **dict.fromkeys(
+        ("hydra.sweeper.max_batch_size", "hydra.launcher.timeout_min", "hydra.launcher.cpus_per_task"), Count | None
+    ),
 }
 """What settings of launchers and sweepers may be, where these would answer with a traceback."""
 
@@ -222,8 +224,9 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     hydra_config = _compose(name, of_hydra, extra_folder).hydra
     _check_installed(hydra_config)
     for key, hint in OF_HYDRA.items():
-        if (value := OmegaConf.select(hydra_config, key.partition(".")[2])) is not None:
-            check_value(key, value, hint)
+        _, group, name = key.split(".")
+        if name in hydra_config[group]:
+            check_value(key, hydra_config[group][name], hint)
     if resumed is None:  # what was begun has been checked
         compose = functools.partial(_compose, name, extra_folder=extra_folder)
         _check_runs(settings, compose, hydra_config, of_hydra, of_task)
@@ -232,6 +235,7 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
         sweep.create()
 
     options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
+    sweep.is_submitted = "submitit" in hydra_config.launcher._target_
     sweep.options = [text for option, given in options if given for text in (option, given)]
 
     def job(config: DictConfig) -> float | None:
@@ -279,6 +283,8 @@ def _check_runs(
     for override in swept:
         if override.is_interval_sweep() and not search:
             accepts = "values with commas between them; an interval with hydra/sweeper=optuna"
+        elif search and override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            accepts = "values one by one, with commas between them, in a search"
         elif getattr(override.value(), "shuffle", False):
             accepts = "values in an order that is the same when the sweep is resumed"
         elif not _has_values(override):
@@ -316,7 +322,7 @@ def _has_values(override: Override) -> bool:
             or not override.is_sweep_override()
             or any(True for _ in override.sweep_string_iterator())
         )
-    except ValueError:  # a range in steps of zero
+    except (ValueError, HydraException):  # a range in steps of zero
         return False
 
 
@@ -377,10 +383,10 @@ def _check(settings: type, config: DictConfig) -> Any:
 
 def _folder_to_resume(overrides: list[str]) -> Path | None:
     """What `resume=` names, if it is given."""
-    values = [override.value() for override in _parse(overrides) if override.key_or_group == "resume"]
-    if values and not isinstance(values[-1], (str, int, float, type(None))):
-        raise ArgumentError("resume", "one folder", repr(overrides[-1]))
-    return None if not values or values[-1] is None else Path(str(values[-1]))
+    given = [override for override in _parse(overrides) if override.key_or_group == "resume"]
+    if given and (given[-1].is_sweep_override() or isinstance(given[-1].value(), (list, dict))):
+        raise ArgumentError("resume", "one folder", repr(given[-1].input_line))
+    return None if not given or given[-1].value() is None else Path(str(given[-1].value()))
 
 
 def _resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> tuple[DictConfig, list[str]]:

@@ -79,11 +79,13 @@ class Sweep:
 
     Attributes:
         options: those of the command line that all its runs need.
+        is_submitted: whether its runs are jobs of a cluster, which do not end with what waits for them.
     """
 
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self.folder, self.overrides = folder.resolve(), overrides
         self.options: list[str] = []
+        self.is_submitted = False
 
     @classmethod
     def stored(cls, folder: Path) -> Sweep:
@@ -163,6 +165,9 @@ class Sweep:
         """While entered, a signal that meets no run at work ends the sweep at once. Nothing is lost by that."""
 
         def stop(number: int, frame: FrameType | None) -> None:
+            if self.is_submitted:
+                when = "stopped waiting; what was submitted may still run: when it has ended, go on with"
+                raise Interrupted(number, f"{when}: {self.command}")
             raise Interrupted(number, self._how_to_go_on("between runs"))
 
         previous = {number: signal.signal(number, stop) for number in heard()}

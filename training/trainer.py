@@ -207,8 +207,7 @@ class Trainer:
             with tqdm(
                 total=total, initial=progress.step, unit="step", disable=None, dynamic_ncols=True, leave=False
             ) as bar:
-                # By the time that the checkpoint has, or a run that is resumed could differ on whether it had ended.
-                while progress.epoch < self.epochs and not self._out_of_time(progress.seconds):
+                while progress.epoch < self.epochs and not self._out_of_time(self._seconds()):
                     self._train_epoch(bar, interruption)
                     headline = self._end_epoch().headline
                     row = progress.rows[-1]
@@ -221,6 +220,9 @@ class Trainer:
                     self._stop_if(interruption)
             if progress.step_in_epoch:  # stopped in an epoch, and resumed to have ended there
                 self._end_epoch()
+            if self._out_of_time(self._seconds()) and not self._out_of_time(progress.seconds):
+                progress.seconds = self._seconds()  # the limit was passed after the last checkpoint, which is to say so
+                self._save()
             evaluation = self._finish()
             self._stop_if(interruption)
         return evaluation

@@ -16,8 +16,8 @@ SCALE = 1 / 1.1  # multiplied, because a division by a number is slower
 class LipSwish(Activation):
     r""":math:`\phi(x) = x\,\sigma(\beta x) / 1.1` with a learned :math:`\beta > 0` (Chen et al. 2019, section 3.3).
 
-    Swish has a slope of at most 1.0998 whatever :math:`\beta`. ELU's second derivative dies out wherever its slope is
-    near one, so that the log-determinant can no longer be learned there; LipSwish's does not.
+    Swish has a slope of at most 1.0998 whatever :math:`\beta`. ELU's second derivative is zero wherever its slope is
+    one, so that the log-determinant cannot be learned there; LipSwish's is zero at single points only.
     """
 
     c_source = """

@@ -48,10 +48,10 @@ class PowerSeries(LogDetEstimator):
 
     @abc.abstractmethod
     def weights(self, powers: int) -> tuple[Tensor, Tensor]:
-        """Weights w_k of J to the k = 0, 1, ..., `powers` - 1, in the series and in the Neumann gradient.
+        """Weights w_k, k = 0 to `powers` - 1, of J^k in the series and in the Neumann gradient.
 
-        Of a sample that has so many: both of shape (powers,), float64 on the host. The series has no term k = 0: that
-        weight is not used.
+        As of a sample that has all these powers: both of shape (powers,), float64 on the host. The series has no term
+        k = 0: that weight is not used.
         """
 
     @abc.abstractmethod
@@ -116,9 +116,10 @@ class PowerSeries(LogDetEstimator):
         return log_det, row
 
     def _coefficients(self, powers: int, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Of v^T J^k v in the estimate and of v^T J^k in the gradient, where `like` is, for `powers` k or some more.
+        """The factors of v^T J^k v in the estimate and of v^T J^k in the gradient, where `like` is.
 
-        Made once, and kept: a CUDA graph finds them where they were when it was captured.
+        For k = 0 to `powers` - 1, or some more. Made once, and kept: a CUDA graph finds them where they were when it
+        was captured.
         """
         settings = (value for name, value in vars(self).items() if name != "_kept")
         key = (1 << (powers - 1).bit_length(), like.dtype, like.device, *settings)
@@ -128,7 +129,7 @@ class PowerSeries(LogDetEstimator):
             sign = 1 - 2 * (k % 2)
             of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
             of_powers = sign * in_gradient / self.n_probes
-            self._kept[key] = of_terms.to(like), of_powers.to(like)
+            self._kept[key] = tuple(_carried(each.to(like.dtype), like.device) for each in (of_terms, of_powers))
         return self._kept[key]
 
 
