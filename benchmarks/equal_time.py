@@ -31,8 +31,8 @@ Found = dict[tuple[Clock, str, str], list[Merit]]
 def table_of(found: Found, clock: Clock, densities: Sequence[str], variants: Sequence[str]) -> list[list[str]]:
     """The median KL, in nats, a row for each variant, a dash where there is none.
 
-    In bold are the lowest of each density and what is not told from it: a median that, less two standard errors, is
-    not above the highest seed of the lowest variant, plus two.
+    In bold is the lowest of each density, and every median that, less two standard errors, is at most the highest seed
+    of that lowest variant plus two of its own.
     """
 
     def median(runs: list[Merit]) -> Merit:

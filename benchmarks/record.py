@@ -80,6 +80,10 @@ class Record:
         return iter(sorted(self._rows))
 
     def merit(self, job: Job) -> Merit:
+        """
+        Raises:
+            KeyError: there is no such run.
+        """
         return Merit(*(float(self._rows[job][name]) for name in ("kl", "kl_stderr")))
 
     def add(self, job: Job, summary: dict[str, Any]) -> None:

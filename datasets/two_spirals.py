@@ -67,10 +67,10 @@ class TwoSpirals(CurveDensity):
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         point = self.curve(torch.rand(n, generator=generator, dtype=torch.float64).sqrt())
-        square = HALF_SIDE * (2 * torch.rand(n, 2, generator=generator, dtype=torch.float64) - 1)
+        uniform = HALF_SIDE * (2 * torch.rand(n, 2, generator=generator, dtype=torch.float64) - 1)
         sign = torch.randint(2, (n, 1), generator=generator) * 2 - 1
         noise = self.noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)
-        return (sign * (point + square) + noise).float()
+        return (sign * (point + uniform) + noise).float()
 
     @property
     def window(self) -> Window:

@@ -35,8 +35,8 @@ __all__ = [
 ]
 
 SOURCE = Path(__file__).with_name("chain.c")
-WORK = 1_500_000  # samples times a block's width squared, of all blocks: with less a thread is not worth its start
-NUMBERS = 100_000  # that enter an activation alone: with fewer a thread is not worth its start
+WORK = 1_500_000  # samples x blocks x width squared: a thread with less to do is not worth starting
+NUMBERS = 100_000  # that enter an activation alone: a thread with fewer is not worth starting
 ROWS = 192  # of a stack of values and tangents: with a layer's weights it stays in a core's cache
 
 
@@ -101,8 +101,7 @@ def through_chain(
 
 def values_through_chain(activation: type[Activation], x: Tensor, chain: ChainWeights) -> Tensor:
     """As :func:`through_chain`, z alone, without graph."""
-    tensors = [tensor.detach().contiguous() for tensor in chain.tensors()]
-    return _Call(activation, x, tensors).forward(x, keep=False, with_jacobians=False)[0]
+    return _Call(activation, x, chain.tensors()).forward(x, keep=False, with_jacobians=False)[0]
 
 
 def certified_through_chain(
@@ -129,7 +128,7 @@ def certified_through_chain(
         CompileError, ValueError: as :func:`through_chain`.
         InverseError: rounding keeps a bound above its tolerance, or something is not finite.
     """
-    fine = _Call(activation, x, [tensor.detach().contiguous() for tensor in chain.tensors()], inverted)
+    fine = _Call(activation, x, chain.tensors(), inverted)
     coarse = _Call(activation, x.float(), [tensor.float() for tensor in fine.tensors], inverted)
     return fine.forward_certified(x, coarse, tolerances, steps, enough, with_path)
 
@@ -138,12 +137,11 @@ def approach_through_chain(
     activation: type[Activation], z: Tensor, chain: ChainWeights, steps: int, enough: float
 ) -> tuple[Tensor, Tensor]:
     """As `NormalizedMLP.approach`, through a chain of one block without an affine map before it."""
-    tensors = [tensor.detach().contiguous() for tensor in chain.tensors()]
-    return _Call(activation, z, tensors).approach(z, steps, enough)
+    return _Call(activation, z, chain.tensors()).approach(z, steps, enough)
 
 
 def activate(activation: Activation, a: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`flows.fused.activate`, by the C library: each number is read once, by single operations many times.
+    """As :func:`flows.fused.activate`, by the C library: it reads each number once, torch's operations many times.
 
     Raises:
         CompileError: see `library_of`.
@@ -186,7 +184,7 @@ class _Chain(torch.autograd.Function):
     def forward(
         ctx: Any, activation: type[Activation], x: Tensor, inverted: Inverted | None, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
-        call = _Call(activation, x, [tensor.detach().contiguous() for tensor in tensors], inverted)
+        call = _Call(activation, x, tensors, inverted)
         z, jacobians = call.forward(x, keep=any(ctx.needs_input_grad))
         ctx.call = call
         return z, jacobians
@@ -202,17 +200,18 @@ class _Call:
     """One pass forward, and what it leaves for the pass backward."""
 
     def __init__(
-        self, activation: type[Activation], x: Tensor, tensors: list[Tensor], inverted: Inverted | None = None
+        self, activation: type[Activation], x: Tensor, tensors: Sequence[Tensor], inverted: Inverted | None = None
     ) -> None:
-        self.library, self.tensors = library_of(activation, x.dtype), tensors
-        blocks, self.depth = ChainWeights.of(tensors).parameter.shape
+        self.library = library_of(activation, x.dtype)
+        self.tensors = [tensor.detach().contiguous() for tensor in tensors]
+        blocks = len(ChainWeights.of(self.tensors).parameter)
         self._lipschitz = (ctypes.c_double * blocks)(*(inverted.lipschitz if inverted else ()))
         self._inverted = (ctypes.c_int8 * blocks)(*(inverted.blocks if inverted else ()))
-        self.chain, self._pointers = self._struct(tensors)
+        self.chain, self._pointers = self._struct(self.tensors)
         self.batch, self.d = x.shape
         if self.d != self.chain.d:
             raise ValueError(f"a chain of {self.chain.d} dimensions carries points of as many, not of {self.d}")
-        kinds = {(tensor.dtype, tensor.device) for tensor in (x, *tensors)}
+        kinds = {(tensor.dtype, tensor.device) for tensor in (x, *self.tensors)}
         if len(kinds) > 1:  # compiled code would read elsewhere
             found = " and ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"a chain and its points are of one dtype and device, not {found}")
@@ -222,6 +221,7 @@ class _Call:
         self.shares = shares(self.batch, self.chunk, least)
 
     def _struct(self, tensors: list[Tensor]) -> tuple[_Struct, Any]:
+        """The struct of a chain, and the arrays of pointers that must live as long."""
         parts = ChainWeights.of(tensors)
         width, d = parts.weights[0].shape[1:]
         arrays = [

@@ -34,8 +34,8 @@ COARSE_STEPS = 4
 COARSE_RESIDUAL = 1e-5  # one step more, and what is left is rounding
 
 TRAINING_TOLERANCE = 1e-4  # far below the noise of a gradient
-# Where a look at the residual would make the host wait: so many of Newton's, and more where L is near one. Of Kepler's
-# equation, where they go far astray and every other one is taken back, it takes 0.62 / (1 - L).
+# Where a look at the residual would make the host wait: so many of Newton's, and more where L is near one. Kepler's
+# equation, where every other one goes far astray and is taken back, needs 0.62 / (1 - L).
 STEPS_WITHOUT_LOOKING, STEPS_BY_GAP = 20, 0.7
 
 
@@ -74,11 +74,7 @@ def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[
     enough = tolerance / 2 if newton else tolerance  # the other half is for a last step
     active = _above(enough, bounds)
     fallback, limit = z.clone(), torch.full_like(unit, math.inf)  # the fixed-point step to go back to, and when
-    longest_way = float(bounds[active].max()) / enough if active.numel() else 1.0
-    if not math.isfinite(longest_way):
-        raise InverseError("the residual is not finite at a point to invert")
-    # At worst every second step is taken back.
-    steps, most_steps = 0, 4 + 2 * math.ceil(math.log(longest_way) / -math.log(L)) if L > 0 else 4
+    steps, most_steps = 0, _most_steps(bounds[active], enough, L)
     while active.numel():
         if steps == most_steps:
             raise InverseError(
@@ -105,6 +101,20 @@ def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[
     with_step = bounds + (1 - L) * torch.linalg.vector_norm(step, dim=1) / unit
     allowed = with_step <= tolerance
     return torch.where(allowed.unsqueeze(1), x + step, x), torch.where(allowed, with_step, bounds)
+
+
+def _most_steps(bounds: Tensor, enough: float, L: float) -> int:
+    """A number of steps that is sure to bring `bounds`, shape (n,), down to `enough`.
+
+    A step shrinks its bound by the factor L at least, or is taken back, as at worst every second one is.
+
+    Raises:
+        InverseError: a bound is not finite.
+    """
+    way = float(bounds.max()) / enough if bounds.numel() else 1.0
+    if not math.isfinite(way):
+        raise InverseError("the residual is not finite at a point to invert")
+    return 4 + 2 * math.ceil(math.log(way) / -math.log(L)) if L > 0 else 4
 
 
 def _above(limit: float, bounds: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ class Flow(Bijection):
         return "only flows of residual blocks are known to do the same in every step"
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """Return log p(x) in nats, shape (batch,): log N(z; 0, I) + log |det dz/dx|."""
+        """Return log p(x) in nats, shapes (batch, d) to (batch,): log N(z; 0, I) + log |det dz/dx|."""
         z, log_det = self(x)
         return self.base_log_prob(z) + log_det
 

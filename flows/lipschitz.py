@@ -138,7 +138,7 @@ class _NormalizedStack(torch.autograd.Function):
 
 
 def c_parameters(activations: Sequence[Sequence[Activation]], dtype: torch.dtype) -> Tensor:
-    """`ChainWeights.parameter`, from the activations of every block, computed in `dtype`."""
+    """`ChainWeights.parameter`, from the activations of every block, computed in `dtype`: shape (blocks, depth)."""
     layers = [stacked([activation.own_parameter for activation in layer]) for layer in zip(*activations, strict=True)]
     return type(activations[0][0]).c_parameter(torch.stack(layers, dim=1).to(dtype))
 
@@ -195,7 +195,7 @@ def normalized_stacks(layers: Iterable[Sequence[LipschitzLinear]]) -> list[Tenso
 
 
 def normalize_all(nets: Sequence[LipschitzNet], dtype: torch.dtype) -> Iterator[NormalizedNet]:
-    """Each of the networks as `normalize` gives it, which are of one shape: all their weights at once."""
+    """What `normalize` gives of each network. All are of one shape, so that their weights are normalized together."""
     layers = zip(*(net.layers for net in nets), strict=True)
     stacks = [stack.to(dtype).unbind() for stack in normalized_stacks(layers)]
     for net, *weights in zip(nets, *stacks, strict=True):

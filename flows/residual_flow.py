@@ -106,7 +106,9 @@ class FlowOfBlocks(Flow):
             return self._evaluate(x) if self.compiled and not with_graph else super().forward(x)
         noises = [self.estimator.draw_noise(x) for _ in self._nets]
         if not self.estimator.is_dense(self.dimensions):
-            return self._forward_by_products(x, noises)
+            measures = [functools.partial(self.estimator, noise=noise) for noise in noises]
+            z, terms, others = self._carry_one_by_one(x, measures)
+            return z, sum(block.sign * term for block, term in zip(self._blocks, terms, strict=True)) + others
         z, jacobians, others = self._carry(x)
         return z, self._log_det(jacobians, self.estimator, noises) + others
 
@@ -203,7 +205,7 @@ class FlowOfBlocks(Flow):
 
     def _log_det(self, jacobians: Tensor, estimator: LogDetEstimator, noises: Sequence[Noise | None]) -> Tensor:
         """The sum of the blocks' log-determinants, shape (batch,), from their Jacobians, (blocks, batch, d, d)."""
-        # The blocks of a flow on the plane are so small that sixteen estimates cost sixteen times as much as one.
+        # One call for all blocks: on the plane they are so small that sixteen calls would take sixteen times as long.
         total = 0.0
         for sign in sorted({block.sign for block in self._blocks}):  # apart: `memory=saving` knows one weight for all
             numbers = [number for number, block in enumerate(self._blocks) if block.sign == sign]
@@ -215,13 +217,6 @@ class FlowOfBlocks(Flow):
             estimates = estimator.from_matrix(J, join([noises[number] for number in numbers]))
             total = total + sign * estimates.view(len(numbers), jacobians.shape[1]).sum(dim=0)
         return total
-
-    def _forward_by_products(self, x: Tensor, noises: Sequence[Noise | None]) -> tuple[Tensor, Tensor]:
-        """As `Flow.forward`, with the weights of all blocks normalized at once."""
-        z, of_blocks, others = self._carry_one_by_one(
-            x, [functools.partial(self.estimator, noise=noise) for noise in noises]
-        )
-        return z, sum(block.sign * term for block, term in zip(self._blocks, of_blocks, strict=True)) + others
 
     def _carry(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
         """Return z, shape (batch, d), the blocks' Jacobians, (blocks, batch, d, d), and the log-det of all else."""

@@ -65,6 +65,7 @@ def _lay_together(tensors: Sequence[Tensor]) -> None:
 
 
 def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The stack that `tensors` are, all of it and in order; None where they are not one, or no longer."""
     leaf, first = getattr(tensors[0], "stack", None), tensors[0]
     if leaf is None or leaf.numel() != len(tensors) * first.numel() or leaf.data_ptr() != first.data_ptr():
         return None  # a copy of the module, or a part of the stack

@@ -24,6 +24,7 @@ def paint_density(canvas: np.ndarray, where: Box, share: np.ndarray) -> None:
     """Paint a density over `where`.
 
     Args:
+        canvas: palette indices, shape (height, width), uint8, changed in place.
         share: of the top of the colour scale, on a grid, shape (rows, columns), the lowest y first.
     """
     left, top, width, height = where

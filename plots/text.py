@@ -25,6 +25,7 @@ def draw_text(
     """Write `text` in black at `at`, (x, y), after whitening the rectangle `clear`: left, top, right, bottom.
 
     Args:
+        canvas: palette indices, shape (height, width), uint8, changed in place.
         anchor: Pillow's, such as "rm" for the right end and the middle of the line.
     """
     left, top, right, bottom = clear

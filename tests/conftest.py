@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -11,8 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
 
 import sample
 import train
@@ -50,6 +54,27 @@ class Result:
     @property
     def checkpoint(self) -> dict:
         return torch.load(self.folder / "checkpoint.pt", weights_only=True)
+
+
+def same_weights(a: Result, b: Result) -> bool:
+    first, second = a.checkpoint["learner"], b.checkpoint["learner"]
+    return all(
+        torch.equal(first[which][name], second[which][name]) for which in ("flow", "average") for name in first[which]
+    )
+
+
+def table(sweep: Path) -> list[dict[str, str]]:
+    """The rows of a sweep's summary.csv."""
+    with open(sweep / "summary.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of train.py, without Hydra's own part, to which `${hydra:...}` in it refers."""
+    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+        config = hydra.compose("train", list(overrides), return_hydra_config=True)
+    HydraConfig.instance().set_config(config)
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 
 @pytest.fixture

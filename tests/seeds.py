@@ -13,13 +13,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import train
 from flows.bijection import InverseError
-from tests.conftest import PROJECT
+from tests.conftest import composed
 from training.configuration import check_config
 from training.diagnosis import ContractionError, NonFiniteError
 from training.run_folder import load_run
@@ -51,11 +49,7 @@ def outcome(flow: str, data: str, seed: int, folder: Path) -> str:
 
 
 def _config(flow: str, data: str, seed: int) -> DictConfig:
-    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        choices = [f"flow={flow}", f"data={data}", f"seed={seed}"]
-        whole = hydra.compose("train", [*choices, *SHORT], return_hydra_config=True)
-    HydraConfig.instance().set_config(whole)
-    config = OmegaConf.masked_copy(whole, [key for key in whole if key != "hydra"])
+    config = composed(f"flow={flow}", f"data={data}", f"seed={seed}", *SHORT)
     for rate in ("lr", "adam_lr"):
         config.optimizer[rate] *= FASTER
     check_config(config)

@@ -102,7 +102,7 @@ class TestRecord:
         again = Record(path)
         assert list(again) == [early, late]
         assert again.merit(late) == (1 / 3, 0.001)
-        assert again.kl(early) == 1e-17
+        assert again.merit(early).kl == 1e-17
         before = path.read_bytes()
         again.add(early, {**SUMMARY, "kl": 1e-17})
         assert path.read_bytes() == before

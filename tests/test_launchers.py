@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import json
 import os
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import PROJECT, TINY, Result, start
+from tests.conftest import PROJECT, TINY, Result, start, table
 
 SHORT = (*TINY, "trainer.plots=false")
 
@@ -23,11 +22,6 @@ SHORT = (*TINY, "trainer.plots=false")
 def needs(name: str) -> pytest.MarkDecorator:
     missing = importlib.util.find_spec(name) is None
     return pytest.mark.skipif(missing, reason=f"{name} is not installed: pip install -r requirements-sweeps.txt")
-
-
-def table(sweep: Path) -> list[dict[str, str]]:
-    with open(sweep / "summary.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @needs("joblib")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import time
 import warnings
@@ -17,8 +16,8 @@ import torch
 from arguments import ArgumentError
 from datasets.image import Image
 from datasets.points import Points
-from tests.conftest import TINY, Result
-from tests.test_train import same_weights
+from tests.conftest import TINY, Result, same_weights
+from tests.conftest import table as rows_of
 from training.checkpoint import save_checkpoint
 from training.density_grid import DensityGrid
 from training.run_folder import load_run
@@ -284,8 +283,7 @@ class TestRun:
         result = run("train", "-m", "data=points", "data.path=my.csv", *TINY, "seed=0,1,2", "hydra.sweep.dir=sweep")
         assert result.status == 0, result.err
         sweep = tmp_path / "sweep"
-        with open(sweep / "summary.csv", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = rows_of(sweep)
         nlls = [float(row["nll"]) for row in rows]
         assert nlls == sorted(nlls)
         assert {row["kl"] for row in rows} == {""}

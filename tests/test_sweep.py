@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shlex
 import signal
@@ -16,7 +15,7 @@ from PIL import Image
 
 import train
 from plots.sheet import Sheet
-from tests.conftest import TINY, Result, start
+from tests.conftest import TINY, Result, start, table
 from training import sheets
 from training.interruption import Interrupted
 from training.sweep import Sweep
@@ -24,11 +23,6 @@ from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 Run = Callable[..., Result]
 SHORT = (*TINY, "trainer.plots=false")
-
-
-def table(sweep: Path) -> list[dict[str, str]]:
-    with open(sweep / "summary.csv", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def by_number(sweep: Path) -> dict[int, float]:

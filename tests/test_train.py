@@ -19,14 +19,12 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from hydra._internal.utils import get_args_parser
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
 from arguments import ArgumentError
@@ -35,7 +33,7 @@ from flows import Flow
 from flows.estimators import Exact
 from flows.precision import evaluation_device
 from tests import kills
-from tests.conftest import PROJECT, TINY, Result, start
+from tests.conftest import PROJECT, TINY, Result, composed, same_weights, start
 from training import configuration
 from training.configuration import build_flow, check_config, choose_device
 from training.evaluation import Evaluation, evaluate
@@ -54,13 +52,6 @@ KEYS = [
 NO_PLOTS = "trainer.plots=false"
 FLOWS, ESTIMATORS = ("iresnet", "resflow", "idensenet", "implicit"), ("exact", "truncated", "russian_roulette")
 DENSITIES = sorted({path.stem for path in (PROJECT / "configs" / "data").glob("*.yaml")} - {"points", "image"})
-
-
-def same_weights(a: Result, b: Result) -> bool:
-    first, second = a.checkpoint["learner"], b.checkpoint["learner"]
-    return all(
-        torch.equal(first[which][name], second[which][name]) for which in ("flow", "average") for name in first[which]
-    )
 
 
 def test_a_start_waits_for_nothing_that_it_does_not_need(tmp_path: Path) -> None:
@@ -159,10 +150,7 @@ class TestRunFolder:
 
     @pytest.mark.parametrize("recipe", sorted(path.stem for path in (PROJECT / "configs/experiment").glob("*.yaml")))
     def test_recipes_are_of_what_there_is(self, recipe: str) -> None:
-        with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-            config = hydra.compose("train", [f"experiment={recipe}"], return_hydra_config=True)
-        HydraConfig.instance().set_config(config)
-        config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+        config = composed(f"experiment={recipe}")
         check_config(config)
         assert build_flow(config).estimator.__class__ is Exact
         assert config.choices.data == recipe.rpartition("_")[0]
@@ -574,8 +562,7 @@ def test_help_is_a_page(tmp_path: Path) -> None:
     process = start("train", "--help", cwd=tmp_path)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
-        config = hydra.compose("train")
+    config = composed()
     # Every setting that has a default, with that default.
     for group in ("data", "flow", "estimator", "optimizer", "trainer"):
         for name, value in config[group].items():

@@ -21,7 +21,7 @@ from training.optimizer import Together
 __all__ = ["CapturedLearner", "CudaGraphs", "require_capturable"]
 
 WARM_UP = 3
-"""Steps taken as ever before the first is captured: what they make once and for all must not be part of a graph."""
+"""Ordinary steps before the first capture: what is made only once must not become part of a graph."""
 
 Work = Callable[[], Tensor]
 

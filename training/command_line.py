@@ -39,7 +39,7 @@ from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
 from training.run_folder import STOPPED
-from training.sweep import Sweep, combinations, what_is_swept
+from training.sweep import Sweep, belongs_to_sweep, combinations
 
 __all__ = ["command"]
 
@@ -70,12 +70,17 @@ Task = Callable[[DictConfig, Any, Path], float | None]
 
 
 def command(task: Task, settings: type, config_name: str, resumable: Iterable[str] = ()) -> None:
-    """Run `task` as the command line says, and exit with the contract's status.
+    """Run `task` as the command line says.
 
     Args:
+        task: what the command does, see `Task`.
         settings: a dataclass of the settings at the top level.
         config_name: the primary configuration, in `configs`.
         resumable: settings that may change with `resume=`.
+
+    Raises:
+        SystemExit: with status 1 where a run stopped or failed, 2 for a mistake in what was typed, 128 + the signal
+            where one came.
     """
     exit_as_ever()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
@@ -129,11 +134,11 @@ def _dispatch(
     if arguments.experimental_rerun is not None:
         _exit(2, "--experimental-rerun would run what a file says; resume= goes on with a run")
     _refuse_what_nobody_sets(arguments.overrides)
-    one_of = ("run", "multirun", "cfg", "info", "shell_completion")
-    if len(given := [f"--{name.replace('_', '-')}" for name in one_of if getattr(arguments, name)]) > 1:
+    exclusive = ("run", "multirun", "cfg", "info", "shell_completion")
+    if len(given := [f"--{name.replace('_', '-')}" for name in exclusive if getattr(arguments, name)]) > 1:
         _exit(2, f"{' and '.join(given)} do not go together")
-    told = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
-    if told or (arguments.multirun and not resumable):
+    asks_hydra = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
+    if asks_hydra or (arguments.multirun and not resumable):
         with _read_as_far_as_wanted():
             _hand_to_hydra(task, settings, config_name)
     elif arguments.multirun:
@@ -166,7 +171,7 @@ def _prefer_own_configs() -> None:
 
 
 def _run_once(task: Task, settings: type, config: DictConfig) -> None:
-    """A run in this process, without Hydra's own machinery: of one that is refused nothing stays."""
+    """Make one run in this process, without Hydra's launcher. One that is refused leaves nothing behind."""
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
     with _folder_of_its_own(config) as folder:
         _run(task, settings, _without_hydra(config), folder)
@@ -178,9 +183,10 @@ def _without_hydra(config: DictConfig) -> DictConfig:
 
 @contextlib.contextmanager
 def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
-    """The folder of a run. One named by the second is made at once: of two runs begun in a second, the later waits.
+    """The folder of a run; on leaving it is removed if nothing was written there.
 
-    It goes again if nothing is written there while entered.
+    If its name holds the time it is made at once, so that of two runs begun within a second the later waits for the
+    next.
     """
     folder = Path(str(config.hydra.run.dir))
     if "${now:" not in OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]:
@@ -220,38 +226,48 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
     of_hydra = [line for line, key in keys.items() if key.startswith(("hydra.", "hydra/"))]
     of_task = [line for line in keys if line not in of_hydra]
 
-    name, extra_folder = arguments.config_name or config_name, arguments.config_dir
-    hydra_config = _compose(name, of_hydra, extra_folder).hydra
-    _check_installed(hydra_config)
-    for key, hint in OF_HYDRA.items():
-        _, group, name = key.split(".")
-        if name in hydra_config[group]:
-            check_value(key, hydra_config[group][name], hint)
+    config_name, extra_folder = arguments.config_name or config_name, arguments.config_dir
+    hydra_config = _compose(config_name, of_hydra, extra_folder).hydra
+    _check_machinery(hydra_config)
     if resumed is None:  # what was begun has been checked
-        compose = functools.partial(_compose, name, extra_folder=extra_folder)
+        compose = functools.partial(_compose, config_name, extra_folder=extra_folder)
         _check_runs(settings, compose, hydra_config, of_hydra, of_task)
-        kept = [line for line in overrides if line in of_task or what_is_swept(keys[line])]
+        kept = [line for line in overrides if line in of_task or belongs_to_sweep(keys[line])]
         sweep = Sweep(Path(hydra_config.sweep.dir), kept)
         sweep.create()
-
-    options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
     sweep.is_submitted = "submitit" in hydra_config.launcher._target_
+    options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
     sweep.options = [text for option, given in options if given for text in (option, given)]
 
     def job(config: DictConfig) -> float | None:
         return sweep.run(config, functools.partial(_run, task, settings))
 
+    _launch(sweep, job, config_name, overrides, hydra_config)
+    sweep.report()
+
+
+def _launch(
+    sweep: Sweep,
+    job: Callable[[DictConfig], float | None],
+    config_name: str,
+    overrides: list[str],
+    hydra_config: DictConfig,
+) -> None:
+    """Let Hydra's sweeper and launcher make the runs.
+
+    Raises:
+        SystemExit: the launcher gave up, with status 1.
+    """
     # For processes that are not our children, such as a cluster's, to find the project's modules and its threads.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.environ.get("PYTHONPATH")]))
     if cpus := hydra_config.launcher.get("cpus_per_task"):
         os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
     folder = QuotedString(str(sweep.folder), Quote.single).with_quotes()
-    extra = ["--config-dir", extra_folder] if extra_folder else []
-    sys.argv = [sys.argv[0], "--multirun", *extra, *overrides, f"hydra.sweep.dir={folder}"]
+    sys.argv = [sys.argv[0], "--multirun", *sweep.options, *overrides, f"hydra.sweep.dir={folder}"]
     logging.raiseExceptions = False  # what Hydra says of each run may go to a reader who has left
     try:
         with sweep.stopped_by_signals():
-            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=name)(job)()
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except Exception as error:
         if hydra_config.sweeper._target_ != BASIC_SWEEPER and isinstance(error, ValueError) and sweep.all_failed():
             sweep.finish()  # a search that has no best trial
@@ -260,7 +276,6 @@ def _run_many(task: Task, settings: type, config_name: str, arguments: argparse.
             _exit(1, f"the launcher gave up: {reason}; go on with: {sweep.command}")
         else:
             raise
-    sweep.report()
 
 
 def _check_runs(
@@ -336,10 +351,10 @@ def _only_where(overrides: list[str]) -> list[str]:
     return [override.input_line for override in chosen]
 
 
-def _check_installed(hydra_config: DictConfig) -> None:
+def _check_machinery(hydra_config: DictConfig) -> None:
     """
     Raises:
-        ArgumentError: the chosen launcher or sweeper is an extra that is not installed.
+        ArgumentError: the chosen launcher or sweeper is an extra that is not installed, or refuses a setting.
     """
     for kind in ("launcher", "sweeper"):
         module = hydra_config[kind]._target_.rpartition(".")[0]
@@ -349,6 +364,10 @@ def _check_installed(hydra_config: DictConfig) -> None:
             accepts = "what is installed (the extras: pip install -r requirements-sweeps.txt; ray: hydra-ray-launcher)"
             got = f"{hydra_config.runtime.choices[f'hydra/{kind}']!r}: {error}"
             raise ArgumentError(f"hydra/{kind}", accepts, got) from error
+    for key, hint in OF_HYDRA.items():
+        _, kind, setting = key.split(".")
+        if setting in hydra_config[kind]:
+            check_value(key, hydra_config[kind][setting], hint)
 
 
 def _hand_to_hydra(task: Task, settings: type, config_name: str) -> None:

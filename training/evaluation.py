@@ -91,13 +91,21 @@ class Evaluation:
 
 @torch.no_grad()
 def log_prob(flow: Flow, x: Tensor) -> Tensor:
-    """The log-density of any number of points, shape (n, d) to (n,), in nats, without a graph."""
+    """The log-density of any number of points, shape (n, d) to (n,), in nats, without a graph.
+
+    Raises:
+        InverseError: a block has no certified inverse, or one that is part of the way forward is not solved.
+    """
     return torch.cat([flow.log_prob(part) for part in in_passes("evaluating", x, _chunk(flow, x))])
 
 
 @torch.no_grad()
 def sample(flow: Flow, n: int, generator: torch.Generator | None = None) -> Tensor:
-    """As `Flow.sample`, any number of points."""
+    """As `Flow.sample`, any number of points.
+
+    Raises:
+        InverseError: a block has no certified inverse, or rounding keeps it from its tolerance.
+    """
     z = flow.sample_base(n, generator)
     return torch.cat([flow.preimage(part) for part in in_passes("sampling", z, _chunk(flow, z))])
 

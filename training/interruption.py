@@ -6,7 +6,7 @@ import os
 import signal
 from types import FrameType, TracebackType
 
-__all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly", "heard"]
+__all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly", "stop_signals"]
 
 SIGPIPE = getattr(signal, "SIGPIPE", 13)  # missing on Windows; sent when the reader of what is said has left
 
@@ -23,7 +23,7 @@ def exit_as_ever() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def heard() -> list[int]:
+def stop_signals() -> list[int]:
     """SIGINT and SIGTERM, but for what was to be ignored, as Ctrl-C by what a script leaves in the background."""
     return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
 
@@ -46,7 +46,7 @@ class Interruption:
         self.number: int | None = None
 
     def __enter__(self) -> Interruption:
-        self._previous = {number: signal.signal(number, self._note) for number in heard()}
+        self._previous = {number: signal.signal(number, self._note) for number in stop_signals()}
         return self
 
     def __exit__(

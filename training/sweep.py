@@ -26,12 +26,12 @@ from arguments import ArgumentError
 from atomic import write_atomically
 from training.configuration import load_config
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
-from training.interruption import SIGPIPE, Interrupted, heard
+from training.interruption import SIGPIPE, Interrupted, stop_signals
 from training.report import write_sweep_report
 from training.run_folder import STOPPED, UnwritableError, load_summary, resuming
 from training.sweep_table import SWEEP, SweepRow, read_rows, write_table
 
-__all__ = ["Sweep", "SweepCallback", "combinations", "what_is_swept"]
+__all__ = ["Sweep", "SweepCallback", "belongs_to_sweep", "combinations"]
 
 FOREIGN = ("_target_", "custom_search_space")
 EXPECTED = (ArgumentError, *STOPPED)
@@ -170,7 +170,7 @@ class Sweep:
                 raise Interrupted(number, f"{when}: {self.command}")
             raise Interrupted(number, self._how_to_go_on("between runs"))
 
-        previous = {number: signal.signal(number, stop) for number in heard()}
+        previous = {number: signal.signal(number, stop) for number in stop_signals()}
         try:
             yield
         finally:
@@ -230,7 +230,7 @@ class Sweep:
             raise SystemExit(1)
 
 
-def what_is_swept(key: str) -> bool:
+def belongs_to_sweep(key: str) -> bool:
     """Whether a setting of Hydra's says what is searched, and what the runs' folders are called.
 
     All else of Hydra's is of one sitting, and a sweep.json that sets it is refused: it could run code.
@@ -242,7 +242,7 @@ def what_is_swept(key: str) -> bool:
 def _foreign(override: Override) -> bool:
     """Whether it could make Hydra build or run something, rather than choose a setting."""
     key, line = override.key_or_group, override.input_line
-    if key.startswith("hydra") and (not what_is_swept(key) or (key.startswith("hydra.sweeper") and "{" in line)):
+    if key.startswith("hydra") and (not belongs_to_sweep(key) or (key.startswith("hydra.sweeper") and "{" in line)):
         return True
     return any(word in line for word in FOREIGN)
 

@@ -132,7 +132,7 @@ class Trainer:
         self.evaluation_device = evaluation_device(self.device)
         self.held_out = HeldOut.draw(target, held_out, _generator(seed, HELD_OUT_STREAM), self.evaluation_device)
         self.progress = Progress()
-        self._begun = False
+        self._restored = False
         self.grid = DensityGrid(target, self.evaluation_device)
         self.plots, self.title = plots, title
 
@@ -153,18 +153,14 @@ class Trainer:
                 raise ValueError(f"{name} is not finite")
             check_arguments(Progress, {key: value for key, value in state["progress"].items() if key != "rows"})
             self.progress = Progress(**state["progress"])
-            torch.set_rng_state(state["random_state"]["cpu"])
-            if self.device.type == "cuda" and "cuda" in state["random_state"]:
-                torch.cuda.set_rng_state(state["random_state"]["cuda"], self.device)
-            elif self.device.type == "mps" and "mps" in state["random_state"]:
-                torch.mps.set_rng_state(state["random_state"]["mps"])
+            _set_random_state(self.device, state["random_state"])
             self.learner.power_iterations = self.power_iterations << self.progress.repairs
             # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
             if self.plots:
                 self.pictures.rewind(state["density_gif"])
             if self.progress.rows:
                 self._write_metrics()
-        self._begun = True
+        self._restored = True
 
     @property
     def limit(self) -> str:
@@ -174,7 +170,11 @@ class Trainer:
         return f"trainer.max_seconds={self.max_seconds:g}"
 
     def finished(self) -> Evaluation | None:
-        """The evaluation of a restored run that has nothing left to do; None for any other."""
+        """The evaluation of a restored run that has nothing left to do; None for any other.
+
+        Raises:
+            ArgumentError: summary.json is not of this run, or cannot be read.
+        """
         path = self.folder / "summary.json"
         ended = self.progress.epoch >= self.epochs or self._out_of_time(self.progress.seconds)
         if not ended or not path.exists():
@@ -198,7 +198,7 @@ class Trainer:
         progress, total = self.progress, self.epochs * self.steps_per_epoch
         with Interruption() as interruption:
             save_target(self.folder, self.grid)
-            if not self._begun:
+            if not self._restored:
                 first = self.target.sample(max(self.batch_size, FEWEST_POINTS_TO_INITIALIZE), _generator(self.seed, 1))
                 self.learner.initialize(first.to(self.device))
                 self._save()
@@ -209,14 +209,7 @@ class Trainer:
             ) as bar:
                 while progress.epoch < self.epochs and not self._out_of_time(self._seconds()):
                     self._train_epoch(bar, interruption)
-                    headline = self._end_epoch().headline
-                    row = progress.rows[-1]
-                    bar.set_postfix_str(f"loss {row['loss']:.3f}, {headline}")
-                    nll = "" if row["kl"] is None else f"   NLL {row['nll']:.4f}"
-                    bar.write(
-                        f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{nll}   "
-                        f"{headline}   {row['seconds']:.0f} s"
-                    )
+                    self._say(bar, self._end_epoch())
                     self._stop_if(interruption)
             if progress.step_in_epoch:  # stopped in an epoch, and resumed to have ended there
                 self._end_epoch()
@@ -227,16 +220,26 @@ class Trainer:
             self._stop_if(interruption)
         return evaluation
 
+    def _say(self, bar: tqdm, evaluation: Evaluation) -> None:
+        """Show the figures of the epoch that has ended: beside the bar, and in a line that stays."""
+        row = self.progress.rows[-1]
+        bar.set_postfix_str(f"loss {row['loss']:.3f}, {evaluation.headline}")
+        nll = "" if evaluation.kl is None else f"   NLL {evaluation.nll:.4f}"
+        bar.write(
+            f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{nll}   "
+            f"{evaluation.headline}   {row['seconds']:.0f} s"
+        )
+
     def _use_all_once(self) -> None:
-        """Take a gradient that is not used: what is compiled or set up at first use is no time of training's."""
-        on_cuda = self.device.type == "cuda"
-        with torch.random.fork_rng([self.device] if on_cuda else []):
-            batch = self.target.sample(self.batch_size, _generator(self.seed, 1)).to(self.device)
-            flow = self.learner.flow.train()
-            with flow.threads():
-                flow.log_prob(batch).mean().backward()
-            self.learner.optimizer.zero_grad()
-        if on_cuda:
+        """Take a gradient that is not used, so that what is made at first use is not counted as training."""
+        before = _random_state(self.device)
+        batch = self.target.sample(self.batch_size, _generator(self.seed, 1)).to(self.device)
+        flow = self.learner.flow.train()
+        with flow.threads():
+            flow.log_prob(batch).mean().backward()
+        self.learner.optimizer.zero_grad()
+        _set_random_state(self.device, before)
+        if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
     def _train_epoch(self, bar: tqdm, interruption: Interruption) -> None:
@@ -316,7 +319,7 @@ class Trainer:
         return evaluation
 
     def _rate(self, step: int) -> float:
-        """The learning rate of the step that is `step`-th, as a share of its peak."""
+        """The learning rate of step number `step`, from 1, as a share of its peak."""
         total = self.epochs * self.steps_per_epoch
         by_time = 0.0 if self.max_seconds is None else min(self._seconds() / self.max_seconds, 1.0)
         done = max((step - 1) / total, by_time)
@@ -423,18 +426,32 @@ class Trainer:
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
 
     def _save(self) -> None:
-        random_state = {"cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random_state["cuda"] = torch.cuda.get_rng_state(self.device)
-        elif self.device.type == "mps":
-            random_state["mps"] = torch.mps.get_rng_state()
         state = {
             "learner": self.learner.state_dict(),
             "progress": asdict(self.progress),
-            "random_state": random_state,
+            "random_state": _random_state(self.device),
             "density_gif": self.pictures.gif_length if self.plots and self.progress.epoch > 0 else 0,
         }
         save_checkpoint(self.folder / "checkpoint.pt", state)
+
+
+def _random_state(device: torch.device) -> dict[str, Tensor]:
+    """That of the host, and of `device` where it has one of its own."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    elif device.type == "mps":
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def _set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
+    """Go back to what `_random_state` returned, maybe of a run on another device."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "mps" and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])
 
 
 def _generator(seed: int, stream: int) -> torch.Generator:
