@@ -46,7 +46,7 @@ BAD = {
     "seed=range(3,1)": "seed accepts one value or more",
     "seed=range(0,4,0)": "seed accepts one value or more",
     "data=glob(nowhere*)": "data accepts one value or more",
-    "seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size accepts a whole number at least 1; got 0",
+    "seed=0,1 hydra.sweeper.max_batch_size=0": "hydra.sweeper.max_batch_size accepts a whole number at least 1 or ",
     "--config-dir nowhere seed=0,1": "--config-dir accepts a folder of configs; got 'nowhere'",
     "--config-path nowhere seed=0,1": "--config-path would leave the project's configs",
     "resume=a,b seed=0": "resume accepts one folder; got 'resume=a,b'",

@@ -55,8 +55,11 @@ class PowerSeries(LogDetEstimator):
         """
 
     @abc.abstractmethod
-    def lengths(self, orders: Tensor | None) -> Tensor:
-        """How many powers of J each sample has, k = 0 among them: shape (batch,) or (1,), int64 on the host."""
+    def lengths(self, orders: Tensor | None) -> Tensor | int:
+        """How many powers of J each sample has, k = 0 among them: shape (batch,) or (1,), int64 on the host.
+
+        A number where all have as many, whatever is drawn.
+        """
 
     def draw_orders(self, batch: int) -> Tensor | None:
         """Draw N of a random cut, on the host: the number of terms steers Python, which must not wait for a device."""
@@ -98,13 +101,14 @@ class PowerSeries(LogDetEstimator):
         """
         v = noise.probes
         lengths = self.lengths(noise.orders)
-        most = max(2, int(lengths.max()))  # k = 1 is always computed, so that the estimate has a graph
+        longest = int(lengths.max()) if isinstance(lengths, Tensor) else lengths  # on the host
+        most = max(2, longest)  # k = 1 is always computed, so that the estimate has a graph
         of_terms, of_powers = self._coefficients(most, v)
         if self.compiled and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
             J = jacobian.matrix() if differentiable else jacobian.matrix().detach()
             return series(J, v, lengths, of_terms, of_powers)
         of_terms, of_powers = of_terms[None, :most], of_powers[None, :most]
-        if noise.orders is not None:
+        if isinstance(lengths, Tensor):
             within = _carried(torch.arange(most, device="cpu") < lengths[:, None], v.device)
             of_terms, of_powers = (torch.where(within, of_each, 0.0) for of_each in (of_terms, of_powers))
         # Term by term, so that memory does not grow with their number.

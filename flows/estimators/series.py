@@ -23,13 +23,13 @@ SOURCE = Path(__file__).with_name("series.c")
 LEAST = 2048  # samples: fewer are done before another thread has begun
 
 
-def series(J: Tensor, v: Tensor, lengths: Tensor, of_terms: Tensor, of_powers: Tensor) -> tuple[Tensor, Tensor]:
+def series(J: Tensor, v: Tensor, lengths: Tensor | int, of_terms: Tensor, of_powers: Tensor) -> tuple[Tensor, Tensor]:
     r""":math:`\sum_v \sum_k a_k v^T J^k v`, and for each probe v the constant :math:`\sum_k b_k v^T J^k`.
 
     Args:
         J: shape (batch, d, d), on the host. The first result is differentiable by it, once.
         v: probes, shape (batch, probes, d).
-        lengths: how many k each sample has, from 0 on, shape (batch,) or (1,), int64.
+        lengths: how many k each sample has, from 0 on, shape (batch,) or (1,), int64; a number where all have as many.
         of_terms, of_powers: a and b, of as many k as the longest has or more, shape (powers,); a_0 is not used.
 
     Returns:
@@ -46,10 +46,11 @@ class _Series(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, J: Tensor, v: Tensor, lengths: Tensor, of_terms: Tensor, of_powers: Tensor
+        ctx: Any, J: Tensor, v: Tensor, lengths: Tensor | int, of_terms: Tensor, of_powers: Tensor
     ) -> tuple[Tensor, Tensor]:
         batch, probes, d = v.shape
-        J, v, lengths = J.contiguous(), v.contiguous(), lengths.expand(batch).contiguous()
+        J, v = J.contiguous(), v.contiguous()
+        lengths = torch.as_tensor(lengths, device="cpu").expand(batch).contiguous()
         log_det, row = v.new_empty(batch), torch.empty_like(v)
         by_J = torch.zeros_like(J) if ctx.needs_input_grad[0] else None
         pointers = [

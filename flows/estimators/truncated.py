@@ -42,5 +42,5 @@ class Truncated(PowerSeries):
         in_gradient[self.n_terms :] = 0  # that of tr(J^k) / k is tr(J^(k-1) dJ): n terms have the powers 0 to n - 1
         return in_series, in_gradient
 
-    def lengths(self, orders: Tensor | None) -> Tensor:
-        return torch.tensor([self.n_terms + 1], device="cpu")
+    def lengths(self, orders: Tensor | None) -> int:
+        return self.n_terms + 1
