@@ -56,14 +56,15 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
     points = None if settings.points is None else _read_points(settings.points)
     run = load_run(Path(settings.run), "run", choose_device(settings.device))
     out = Path(settings.run if settings.out is None else settings.out)
+    if points is not None:
+        log_q = _log_prob(run, points)
+        if len(bad := np.nonzero(np.isnan(log_q))[0]):
+            got = f"{points[bad[0]].tolist()}, row {bad[0]} (from 0)"
+            raise ArgumentError("points", "points that the flow can be evaluated at", got)
     written = []
     try:
         out.mkdir(parents=True, exist_ok=True)
         if points is not None:
-            log_q = _log_prob(run, points)
-            if len(bad := np.nonzero(np.isnan(log_q))[0]):
-                got = f"{points[bad[0]].tolist()}, row {bad[0]} (from 0)"
-                raise ArgumentError("points", "points that the flow can be evaluated at", got)
             _write(out / f"points_log_prob.{settings.format}", log_q, "log_prob")
             written.append(f"points_log_prob.{settings.format}")
         if settings.grid is not None:
