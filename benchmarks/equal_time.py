@@ -31,23 +31,21 @@ Found = dict[tuple[Clock, str, str], list[Merit]]
 def table_of(found: Found, clock: Clock, densities: Sequence[str], variants: Sequence[str]) -> list[list[str]]:
     """The median KL, in nats, a row for each variant, a dash where there is none.
 
-    In bold is the lowest of each density, and every median that, less two standard errors, is at most the highest seed
-    of that lowest variant plus two of its own.
+    In bold is the lowest of each density, and every median that is at most two standard errors of the difference above
+    the highest seed of that lowest variant.
     """
 
     def median(runs: list[Merit]) -> Merit:
         return Merit(statistics.median(run.kl for run in runs), max(run.stderr for run in runs))
 
-    def reach(density: str) -> float:
-        runs = min((found[clock, density, name] for name in variants if (clock, density, name) in found), key=median)
-        return max(run.kl + 2 * run.stderr for run in runs)
-
     def cell(density: str, variant: str) -> str:
         if (clock, density, variant) not in found:
             return "-"
         kl, stderr = median(found[clock, density, variant])
+        lowest = min((found[clock, density, name] for name in variants if (clock, density, name) in found), key=median)
+        enough = max(run.kl for run in lowest) + 2 * math.hypot(stderr, median(lowest).stderr)
         text = f"{kl:.4f}" if kl < 0.1 else f"{kl:.2f}"
-        return f"**{text}**" if kl - 2 * stderr <= reach(density) else text
+        return f"**{text}**" if kl <= enough else text
 
     return [[variant, *(cell(density, variant) for density in densities)] for variant in variants]
 
