@@ -38,6 +38,7 @@ from training import configuration
 from training.configuration import build_flow, check_config, choose_device
 from training.evaluation import Evaluation, evaluate
 from training.run_folder import load_run, open_folder, resuming
+from training.trainer import Trainer
 
 Run = Callable[..., Result]
 
@@ -240,9 +241,16 @@ class TestSettings:
         assert result.status == 0
         assert 2 <= result.summary["seconds"] < 10
         assert result.summary["steps"] < 100_000
-        # As if its epochs were done: the last steps' learning rate has come down to nothing. An epoch is longer than
-        # this run, because the evaluation at the end of one may take what was left.
-        assert result.checkpoint["learner"]["optimizer"][0]["param_groups"][0]["lr"] < 5e-2 * 5e-2
+
+    def test_max_seconds_bring_the_learning_rate_down(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As if its epochs were done; by a clock of which every step takes a hundredth of a second."""
+        monkeypatch.setattr(Trainer, "_seconds", lambda trainer: trainer.progress.step / 100)
+        settings = ("trainer.epochs=1000", "trainer.steps_per_epoch=5000", "trainer.max_seconds=2")
+        result = run("train", *TINY, NO_PLOTS, *settings, folder=tmp_path / "run")
+        assert result.summary["steps"] == 200
+        assert result.checkpoint["learner"]["optimizer"][0]["param_groups"][0]["lr"] < 1e-3 * 5e-2
 
     def test_plots_may_be_left_out(self, run: Run, tmp_path: Path) -> None:
         drawn = run("train", *TINY, folder=tmp_path / "drawn")

@@ -39,7 +39,7 @@ from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
 from training.run_folder import STOPPED
-from training.sweep import Sweep, belongs_to_sweep, combinations
+from training.sweep import Sweep, belongs_to_sweep, combinations, values_of
 
 __all__ = ["command"]
 
@@ -332,11 +332,7 @@ def _check_runs(
 
 def _has_values(override: Override) -> bool:
     try:
-        return (
-            override.is_interval_sweep()
-            or not override.is_sweep_override()
-            or any(True for _ in override.sweep_string_iterator())
-        )
+        return bool(values_of(override))
     except (ValueError, HydraException):  # a range in steps of zero
         return False
 

@@ -28,7 +28,9 @@ def draw_sheets(sweep: Path) -> None:
     begun = [(row, target) for row in read_rows(sweep) if (target := load_target(row.folder)) is not None]
     if not begun:
         return
-    of = f" of {len(begun)}" if len(begun) > MOST else ""
+    runs = f"{len(begun)} run{'s' * (len(begun) > 1)}"
+    if len(begun) > MOST:
+        runs = f"the best {MOST} of {runs}"
     begun = sorted(sorted(begun, key=lambda each: each[0].rank)[:MOST], key=lambda each: each[0].number)
     rows = [row for row, _ in begun]
     strips: dict[str, Strip] = {}
@@ -41,7 +43,6 @@ def draw_sheets(sweep: Path) -> None:
             strips[key] = Strip(words, target.density, target.window, [])
         strips[key].panels.append(_panel(row, difference))
     measures = " or ".join(sorted({row.measure.upper() for row in rows if row.figures}))
-    runs = f"{of and 'the best '}{len(rows)}{of} run{'s' * (len(rows) > 1)}"
     sheet = Sheet(list(strips.values()), f"{sweep.name}: {runs}{measures and f', {measures} in nats'}")
     sheet.save_png(sweep / "sheet.png")
     sheet.save_gif(sweep / "sheet.gif")

@@ -31,7 +31,7 @@ from training.report import write_sweep_report
 from training.run_folder import STOPPED, UnwritableError, load_summary, resuming
 from training.sweep_table import SWEEP, SweepRow, read_rows, write_table
 
-__all__ = ["Sweep", "SweepCallback", "belongs_to_sweep", "combinations"]
+__all__ = ["Sweep", "SweepCallback", "belongs_to_sweep", "combinations", "values_of"]
 
 FOREIGN = ("_target_", "custom_search_space")
 EXPECTED = (ArgumentError, *STOPPED)
@@ -254,7 +254,7 @@ def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]
         search: the values are not combined, but searched among: one at a time beside the first of the others then.
             Of an interval, its ends stand for all in it.
     """
-    values = [_values(override) for override in overrides]
+    values = [values_of(override) for override in overrides]
     if not search:
         yield from (list(choice) for choice in itertools.product(*values))
         return
@@ -264,7 +264,8 @@ def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]
         yield from ([*first[:index], value, *first[index + 1 :]] for value in choices[1:])
 
 
-def _values(override: Override) -> list[str]:
+def values_of(override: Override) -> list[str]:
+    """What an override sweeps over, each value an override of its own; of an interval its ends."""
     key = override.get_key_element()
     if override.is_interval_sweep():
         interval = override.value()
