@@ -1,0 +1,223 @@
+"""Sweeps by Hydra's sweepers and launchers, every run of them checked before the first begins."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from arguments import ArgumentError, Count, Range, check_value
+from training.captured import require_capturable
+from training.configuration import build, build_flow, build_target, choose_device
+from training.defaults import CONFIGS
+from training.overrides import compose, folder_to_resume, parse, without_hydra
+from training.sweep import Sweep, belongs_to_sweep, combinations, values_of
+
+__all__ = ["WHERE", "LauncherError", "run_many"]
+
+WHERE = ("hydra/launcher", "hydra.launcher")
+"""Settings that say where a sweep runs, not what."""
+
+OF_HYDRA = {
+    **dict.fromkeys(("hydra.sweeper.n_trials", "hydra.sweeper.n_jobs"), Count),
+    "hydra.sweeper.direction": Literal["minimize"],
+    "hydra.launcher.n_jobs": Count | Annotated[int, Range(le=-1)] | None,
+    **dict.fromkeys(
+        ("hydra.sweeper.max_batch_size", "hydra.launcher.timeout_min", "hydra.launcher.cpus_per_task"), Count | None
+    ),
+}
+"""What settings of launchers and sweepers may be, where these would answer with a traceback."""
+
+LAUNCHERS = ("joblib", "multiprocessing", "submitit", "ray")
+"""Packages whose errors are of where a sweep ran: a worker that was killed, or took too long."""
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
+
+
+class LauncherError(RuntimeError):
+    """What was to make the runs of a sweep gave up."""
+
+
+def run_many(
+    run: Callable[[DictConfig, Path], float | None],
+    check: Callable[[DictConfig], Any],
+    config_name: str,
+    arguments: argparse.Namespace,
+) -> None:
+    """A sweep, or the rest of one: by Hydra's sweeper and launcher, once every run of it has been checked.
+
+    Args:
+        run: makes one run, of a configuration in a folder.
+        check: a configuration; returns its settings at the top level.
+        config_name: the command's own primary configuration.
+        arguments: what was typed, as Hydra's parser has it.
+
+    Raises:
+        ArgumentError: names a setting of the first run that is refused, or of Hydra's.
+        LauncherError: the launcher gave up.
+        SystemExit: a run failed, or has no result, with status 1; a signal came.
+    """
+    resumed = folder_to_resume(arguments.overrides)
+    if resumed is not None:
+        sweep = Sweep.stored(resumed)
+        overrides = [*sweep.overrides, *_only_where(arguments.overrides)]
+    else:
+        overrides = arguments.overrides
+    keys = {override.input_line: override.key_or_group for override in parse(overrides)}
+    of_hydra = [line for line, key in keys.items() if key.startswith(("hydra.", "hydra/"))]
+    of_task = [line for line in keys if line not in of_hydra]
+
+    config_name, extra_folder = arguments.config_name or config_name, arguments.config_dir
+    hydra_config = compose(config_name, of_hydra, extra_folder).hydra
+    _check_machinery(hydra_config)
+    if resumed is None:  # what was begun has been checked
+        compose_run = functools.partial(compose, config_name, extra_folder=extra_folder)
+        _check_runs(check, compose_run, hydra_config, of_hydra, of_task)
+        kept = [line for line in overrides if line in of_task or belongs_to_sweep(keys[line])]
+        sweep = Sweep(Path(hydra_config.sweep.dir), kept)
+        sweep.create()
+    sweep.is_submitted = "submitit" in hydra_config.launcher._target_
+    options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
+    sweep.options = [text for option, given in options if given for text in (option, given)]
+
+    def job(config: DictConfig) -> float | None:
+        return sweep.run(config, run)
+
+    _launch(sweep, job, config_name, overrides, hydra_config)
+    sweep.report()
+
+
+def _launch(
+    sweep: Sweep,
+    job: Callable[[DictConfig], float | None],
+    config_name: str,
+    overrides: list[str],
+    hydra_config: DictConfig,
+) -> None:
+    """Let Hydra's sweeper and launcher make the runs.
+
+    Raises:
+        LauncherError: the launcher gave up.
+    """
+    # For processes that are not our children, such as a cluster's, to find the project's modules and its threads.
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONFIGS.parent), os.environ.get("PYTHONPATH")]))
+    if cpus := hydra_config.launcher.get("cpus_per_task"):
+        os.environ.setdefault("OMP_NUM_THREADS", str(cpus))
+    folder = QuotedString(str(sweep.folder), Quote.single).with_quotes()
+    sys.argv = [sys.argv[0], "--multirun", *sweep.options, *overrides, f"hydra.sweep.dir={folder}"]
+    logging.raiseExceptions = False  # what Hydra says of each run may go to a reader who has left
+    try:
+        with sweep.stopped_by_signals():
+            hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    except Exception as error:
+        if hydra_config.sweeper._target_ != BASIC_SWEEPER and isinstance(error, ValueError) and sweep.all_failed():
+            sweep.finish()  # a search that has no best trial
+        elif type(error).__module__.partition(".")[0] in LAUNCHERS:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise LauncherError(f"the launcher gave up: {reason}; go on with: {sweep.command}") from error
+        else:
+            raise
+
+
+def _check_runs(
+    check: Callable[[DictConfig], Any],
+    compose_run: Callable[..., DictConfig],
+    hydra_config: DictConfig,
+    of_hydra: list[str],
+    of_task: list[str],
+) -> None:
+    """Check the configuration of every run of a sweep, as that of a run alone is checked.
+
+    Raises:
+        ArgumentError: names a setting of the first run that is refused.
+    """
+    here, search = hydra_config.launcher._target_ == BASIC_LAUNCHER, hydra_config.sweeper._target_ != BASIC_SWEEPER
+    given = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()  # what flow=glob(*) is looked up in
+        swept = OverridesParser.create(loader).parse_overrides([*given, *of_task])
+    for override in swept:
+        if override.is_interval_sweep() and not search:
+            accepts = "values with commas between them; an interval with hydra/sweeper=optuna"
+        elif search and override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+            accepts = "values one by one, with commas between them, in a search"
+        elif getattr(override.value(), "shuffle", False):
+            accepts = "values in an order that is the same when the sweep is resumed"
+        elif not _has_values(override):
+            accepts = "one value or more"
+        else:
+            continue
+        raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
+    targets, models = set(), set()
+    for combination in tqdm(
+        list(combinations(swept, search)), desc="checking", unit="run", delay=1, disable=None, leave=False
+    ):
+        config = compose_run(overrides=[*of_hydra, *combination])
+        HydraConfig.instance().set_config(config)
+        config = without_hydra(config)
+        settings = check(config)
+        device = choose_device(settings.device) if here else None  # a cluster's machines have devices of their own
+        if (target := OmegaConf.to_yaml(config.data)) not in targets:
+            build_target(config)
+            targets.add(target)
+        parts = OmegaConf.masked_copy(config, [key for key in ("flow", "estimator", "logger") if key in config])
+        others = (config.trainer.get(name) for name in ("power_iterations", "cuda_graph"))
+        if (model := (OmegaConf.to_yaml(parts), *others, config.data._target_, device)) not in models:
+            flow = build_flow(config)
+            if device is not None and config.trainer.get("cuda_graph"):
+                require_capturable(flow.to(device))
+            if "logger" in config:
+                build(config.logger)()
+            models.add(model)
+
+
+def _has_values(override: Override) -> bool:
+    try:
+        return bool(values_of(override))
+    except (ValueError, HydraException):  # a range in steps of zero
+        return False
+
+
+def _only_where(overrides: list[str]) -> list[str]:
+    """Those of `overrides` that say where the rest of a sweep runs; no others may come with resume=."""
+    chosen = [override for override in parse(overrides) if override.key_or_group != "resume"]
+    for override in chosen:
+        if not override.key_or_group.startswith(WHERE):
+            accepts = "no change with -m resume=: only hydra/launcher and its settings may"
+            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
+    return [override.input_line for override in chosen]
+
+
+def _check_machinery(hydra_config: DictConfig) -> None:
+    """
+    Raises:
+        ArgumentError: the chosen launcher or sweeper is an extra that is not installed, or refuses a setting.
+    """
+    for kind in ("launcher", "sweeper"):
+        module = hydra_config[kind]._target_.rpartition(".")[0]
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            accepts = "what is installed (the extras: pip install -r requirements-sweeps.txt; ray: hydra-ray-launcher)"
+            got = f"{hydra_config.runtime.choices[f'hydra/{kind}']!r}: {error}"
+            raise ArgumentError(f"hydra/{kind}", accepts, got) from error
+    for key, hint in OF_HYDRA.items():
+        _, kind, setting = key.split(".")
+        if setting in hydra_config[kind]:
+            check_value(key, hydra_config[kind][setting], hint)

@@ -1,0 +1,171 @@
+"""From what is typed, in Hydra's grammar, to a composed configuration; each mistake is named by its setting."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+
+from arguments import ArgumentError, check_choice, nearest
+from training.configuration import load_config
+from training.defaults import CONFIGS, choices_in
+
+__all__ = ["compose", "folder_to_resume", "parse", "refuse_what_nobody_sets", "resumed", "without_hydra"]
+
+
+def parse(overrides: list[str]) -> list[Override]:
+    """
+    Raises:
+        ArgumentError: one is not in Hydra's grammar.
+    """
+    try:
+        return OverridesParser.create().parse_overrides(overrides)
+    except OverrideParseException as error:
+        name, _, value = error.override.partition("=")
+        quoted = shlex.quote(f"{name}={QuotedString(value, Quote.double).with_quotes()}")
+        raise ArgumentError(name, f"Hydra's grammar, which quotes such a text: {quoted}", repr(value)) from None
+
+
+def compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:
+    """The configuration, Hydra's own part included.
+
+    Raises:
+        ArgumentError: an override names an unknown setting.
+    """
+    search = []
+    if extra_folder:
+        address = QuotedString(f"file://{Path(extra_folder).resolve()}", Quote.single).with_quotes()
+        search = [f"hydra.searchpath=[{address}]"]
+    choices = []  # overrides that choose a file of a group
+    for override in parse(overrides):
+        key, group = override.key_or_group, CONFIGS / override.key_or_group
+        if override.is_delete():
+            raise ArgumentError(key, "a value, not its deletion", repr(override.input_line))
+        if override.is_sweep_override():
+            raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
+        if group.is_dir() and not search and not key.startswith("hydra/"):
+            check_choice(key, override.value(), choices_in(key))
+            choices.append(override.input_line)
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        try:
+            return hydra.compose(config_name, overrides + search, return_hydra_config=True)
+        except HydraException:
+            composed = hydra.compose(config_name, choices + search, return_hydra_config=True)
+            known = _settings_of(composed)
+            for override in parse(overrides):
+                key = override.key_or_group
+                names = GlobalHydra.instance().config_loader().get_group_options(key)
+                if names and key.startswith("hydra/") and not search:  # launchers, say, of which extras bring some
+                    check_choice(key, override.value(), names)
+                if key not in known and override.input_line not in choices:
+                    typed = [name for name in known if not name.startswith("hydra.") and "._" not in name]
+                    accepts, suggestion = _elsewhere(key, composed.hydra.runtime.choices, typed)
+                    raise ArgumentError(key, accepts, f"{override.input_line!r}{suggestion}") from None
+            raise
+
+
+def folder_to_resume(overrides: list[str]) -> Path | None:
+    """What `resume=` names, if it is given."""
+    given = [override for override in parse(overrides) if override.key_or_group == "resume"]
+    if given and (given[-1].is_sweep_override() or isinstance(given[-1].value(), (list, dict))):
+        raise ArgumentError("resume", "one folder", repr(given[-1].input_line))
+    return None if not given or given[-1].value() is None else Path(str(given[-1].value()))
+
+
+def resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> tuple[DictConfig, list[str]]:
+    """The stored configuration of `folder`, with the few changes that a resumed run may make, and these in words.
+
+    Raises:
+        ArgumentError: names all settings that differ and may not.
+    """
+    config = load_config(folder, "resume")
+    known, refused, changes = _settings_of(config), [], []
+    for override in parse(overrides):
+        key, value = override.key_or_group, override.value()
+        if key == "resume":
+            continue
+        if override.is_sweep_override():
+            raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
+        if key.startswith("hydra."):
+            refused.append(f"{override.input_line} (for a run that begins)")
+            continue
+        if key not in known and not (CONFIGS / key).is_dir():
+            got = f"{override.input_line!r}{nearest(key, known)}"
+            raise ArgumentError(key, "nothing: there is no such setting", got)
+        if key not in config.choices and (CONFIGS / key).is_dir():  # which of its files was chosen is not in the run
+            refused.append(f"{key}={value} (chosen when a run begins)")
+            continue
+        stored = config.choices[key] if key in config.choices else OmegaConf.select(config, key)
+        if value == stored:
+            continue
+        if key in resumable:
+            OmegaConf.update(config, key, value)
+            changes.append(f"{key}={value}, which was {stored}")
+        else:
+            refused.append(f"{key}={value} ({stored} in the run)")
+    if refused:
+        accepts = f"no change of settings other than {', '.join(sorted(resumable))}"
+        raise ArgumentError("resume", accepts, ", ".join(refused))
+    config.resume = str(folder)
+    return config, changes
+
+
+def refuse_what_nobody_sets(overrides: list[str]) -> None:
+    """Hydra builds its own parts from the configuration too, and asks nobody where their classes come from.
+
+    Raises:
+        ArgumentError: an override names a class there, or could; or it is of what follows from other settings.
+    """
+    for override in parse(overrides):
+        key, line = override.key_or_group, override.input_line
+        if key == "hydra" or key.startswith("hydra.callbacks"):
+            raise ArgumentError(key, "nothing", repr(line))
+        is_plain = not override.is_sweep_override() and not override.is_delete()
+        if (CONFIGS / key).is_dir() and is_plain and not isinstance(override.value(), (str, list)):
+            check_choice(key, override.value(), choices_in(key))  # for which Hydra has a traceback
+        if key.startswith("hydra.") and isinstance(override.value(), dict):
+            raise ArgumentError(key, "nothing: set what is in it one by one", repr(line))
+        if key == "choices" or key.startswith("choices."):
+            raise ArgumentError(key, f"nothing: choose with {key.rpartition('.')[2]}=...", repr(line))
+        if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):
+            raise ArgumentError(key, "plain values of the settings that are there", repr(line))
+
+
+def without_hydra(config: DictConfig) -> DictConfig:
+    return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+
+
+def _elsewhere(key: str, choices: DictConfig, known: list[str]) -> tuple[str, str]:
+    """What to say of an unknown setting: what `key` accepts, and a suggestion after what it got."""
+    group, _, name = key.partition(".")
+    having = [
+        choice
+        for choice in choices_in(group)
+        if group in choices and group != "experiment" and name in OmegaConf.load(CONFIGS / group / f"{choice}.yaml")
+    ]
+    if having and choices[group] is None:
+        return f"nothing: with flow={choices.flow} there is no {group}", ""
+    if having:
+        return f"nothing with {group}={choices[group]}: it is of {group}={'|'.join(having)}", ""
+    namesakes = [full for full in known if full.rpartition(".")[2] == key]
+    suggestion = f" (did you mean {namesakes[0]!r}?)" if namesakes else nearest(key, known)
+    return "nothing: there is no such setting", suggestion
+
+
+def _settings_of(node: DictConfig, prefix: str = "") -> list[str]:
+    """The full names of all settings below `node`."""
+    names = []
+    for key in node:
+        name, child = f"{prefix}{key}", node._get_node(key)
+        names.append(name)
+        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
+            if child._is_interpolation():
+                continue  # ${estimator}: its settings have their own names
+            names.extend(_settings_of(child, f"{name}."))
+    return names
