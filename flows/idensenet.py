@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from arguments import Count, checked
 from flows.activations import Activation, ActivationName, make_activation
-from flows.compiled import CompileError
-from flows.estimators import LogDetEstimator, series
+from flows.estimators import LogDetEstimator
 from flows.lipschitz import Coeff, LipschitzLinear, LipschitzNet, NormalizedNet
 from flows.residual_block import ResidualBlock
 from flows.residual_flow import FlowOfBlocks
@@ -146,14 +145,3 @@ class IDenseNet(FlowOfBlocks):
     ) -> None:
         nets = (LipschitzDenseNet(dimensions, width, depth, coeff, activation) for _ in range(blocks))
         super().__init__(([ResidualBlock(net, estimator)] for net in nets), dimensions, actnorm)
-
-    def compile_for(self, device: torch.device) -> str | None:
-        """The series of an estimate alone: of the network there is no compiled code."""
-        if device.type == "cpu":
-            try:
-                for dtype in (torch.float32, torch.float64):
-                    series.library_of(dtype)
-            except CompileError as error:
-                return str(error)
-            self.estimator.compiled = True
-        return None

@@ -16,7 +16,7 @@ from torch.nn import functional
 from arguments import Count, Range, checked
 from flows import fused
 from flows.activations import Activation, ActivationName, make_activation
-from flows.chain import ChainWeights, activate, approach_through_chain, library_of, through_chain, values_through_chain
+from flows.chain import ChainWeights, activate, approach_through_chain, through_chain, values_through_chain
 from flows.differentiation import once_differentiable
 from flows.estimators.exact import inverse_plus_identity
 from flows.stacks import stacked
@@ -166,13 +166,6 @@ class LipschitzNet(nn.Module, abc.ABC):
     def lipschitz(self) -> float:
         """A certified bound on Lip(g), from exact singular values."""
 
-    def load_library(self, dtype: torch.dtype) -> None:
-        """Compile what `compiled` calls for.
-
-        Raises:
-            CompileError: see :func:`~flows.chain.library_of`.
-        """
-
     def normalize(self, dtype: torch.dtype) -> NormalizedNet:
         """The network as it stands, its weights normalized once for all passes. In training mode it is fused."""
         return self.with_weights([(layer.normalized_weight().to(dtype), layer.bias.to(dtype)) for layer in self.layers])
@@ -231,9 +224,6 @@ class LipschitzMLP(LipschitzNet):
 
     def with_weights(self, weights: list[tuple[Tensor, Tensor]]) -> NormalizedMLP:
         return NormalizedMLP(weights, list(self.activations), fused=self.training, compiled=self.compiled)
-
-    def load_library(self, dtype: torch.dtype) -> None:
-        library_of(type(self.activations[0]), dtype)
 
     def bound(self) -> float:
         return self._product(layer.coeff for layer in self.layers)
@@ -402,5 +392,5 @@ class NormalizedMLP(NormalizedNet):
 
 
 def _float64(x: Tensor) -> Tensor:
-    # On the host, because one accelerator (MPS) has no float64 and none is faster at these sizes.
-    return x.detach().to("cpu", torch.float64)
+    # On the host, because none is faster at these sizes; in two steps, because MPS has no float64 to send.
+    return x.detach().cpu().double()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from arguments import Count, checked
-from flows import power_iteration
+from flows import chain, power_iteration
 from flows.activations import Activation, ActivationName
 from flows.actnorm import ActNorm, with_actnorm
 from flows.bijection import Bijection, InverseError
@@ -64,6 +64,8 @@ class FlowOfBlocks(Flow):
         if device.type not in ("cpu", "cuda"):
             return None
         if device.type == "cuda":
+            if not isinstance(self._nets[0], LipschitzMLP):
+                return None
             if self._activation.pullback is Activation.pullback:  # which torch's compiler cannot see through
                 return f"the activation {self._activation.__name__} has no pullback of its own"
             if (reason := why_not_compiled(device)) is None:
@@ -72,14 +74,17 @@ class FlowOfBlocks(Flow):
             return reason
         try:
             for dtype in (torch.float32, torch.float64):  # for training; for all that follows
-                self._nets[0].load_library(dtype)
                 series.library_of(dtype)
-                power_iteration.library_of(dtype)
+                if self._is_plain_chain:
+                    chain.library_of(self._activation, dtype)
+                    power_iteration.library_of(dtype)
         except CompileError as error:
             return str(error)
-        self.compiled = self.estimator.compiled = True
-        for net in self._nets:
-            net.compiled = True
+        self.estimator.compiled = True
+        if self._is_plain_chain:
+            self.compiled = True
+            for net in self._nets:
+                net.compiled = True
         return None
 
     @property
@@ -97,12 +102,14 @@ class FlowOfBlocks(Flow):
         return contextlib.nullcontext() if by_products else super().threads()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.require_points(x)
         if not self.training:
             if not x.is_meta:
                 self._certificate()  # or what is said of x would be of no bijection
             # A graph of the compiled chain would be differentiable only once.
             tensors = (x, *self.parameters())
             with_graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+            with_graph = with_graph or torch._C._are_functorch_transforms_active()  # torch.func's
             return self._evaluate(x) if self.compiled and not with_graph else super().forward(x)
         noises = [self.estimator.draw_noise(x) for _ in self._nets]
         if not self.estimator.is_dense(self.dimensions):
@@ -141,6 +148,7 @@ class FlowOfBlocks(Flow):
         Returns:
             Where `inverse_path` is after each block, shape (blocks, n, d), or only in the end, (1, n, d); in float64.
         """
+        self.require_points(z)
         if not torch.isfinite(z).all():
             raise InverseError("a point to invert is not finite")
         with self.threads():
@@ -285,6 +293,22 @@ class FlowOfBlocks(Flow):
     def _inverted_in_training(self) -> Inverted | None:
         inverted = [isinstance(block, InverseBlock) for block in self._blocks]
         return Inverted(inverted, [net.bound() for net in self._nets]) if any(inverted) else None
+
+    @functools.cached_property
+    def _is_plain_chain(self) -> bool:
+        """Whether it is what compiled code computes: MLPs of one kind, and ActNorm before equally many of them or none.
+
+        Of any other, such as one with a bijection of its own between the blocks, the C library would leave that out.
+        """
+        links = [bijection for bijection in self.bijections if not isinstance(bijection, Standardize)]
+        is_norm = [type(link) is ActNorm for link in links]
+        n = max(1, len(self._norms) - 1)
+        return (
+            {type(link) for link in links} <= {ActNorm, ResidualBlock, InverseBlock}
+            and (not self._norms or is_norm == [True, *[False] * (len(self._nets) // n)] * n + [True])
+            and {type(net) for net in self._nets} == {LipschitzMLP}
+            and len({type(activation) for net in self._nets for activation in net.activations}) == 1
+        )
 
     @functools.cached_property
     def _activation(self) -> type[Activation]:

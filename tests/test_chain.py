@@ -8,6 +8,7 @@ import math
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,15 +19,15 @@ from torch import Tensor
 from flows import ResidualFlow, chain, compiled, fixed_point, residual_flow
 from flows.activations import activation_names
 from flows.activations.tanh import Tanh
-from flows.bijection import InverseError
+from flows.bijection import Bijection, InverseError
 from flows.chain import library_of
 from flows.compiled import CompileError
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated, series
 from flows.idensenet import IDenseNet
 from flows.implicit_flow import ImplicitFlow
-from flows.lipschitz import LipschitzLinear
+from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, NormalizedMLP
 from flows.power_iteration import power_iterate
-from flows.residual_block import InverseBlock
+from flows.residual_block import InverseBlock, ResidualBlock
 from flows.residual_flow import FlowOfBlocks
 from flows.stacks import stack_parameters
 from flows.standardize import Standardize
@@ -45,7 +46,7 @@ def _solved_to_the_last_digits(monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled_copy(flow: FlowOfBlocks) -> FlowOfBlocks:
     twin = copy.deepcopy(flow)
     if reason := twin.compile_for(CPU):
-        assert "there is no C compiler" in reason, reason
+        assert "there is no C compiler" in reason or "has no c_source" in reason, reason
         pytest.skip(reason)
     return twin
 
@@ -371,8 +372,6 @@ def test_what_cannot_be_certified_is_an_error(kind: type[FlowOfBlocks]) -> None:
         twin.preimage(one)
     with pytest.raises(InverseError, match="not within its tolerance"):
         twin.preimage(torch.where(one.isnan(), 1e160, one))  # finite, but not its square
-    with pytest.raises(ValueError, match="2 dimensions carries points of as many, not of 1"):
-        twin.preimage(x[:, :1])
     tolerances = [block.tolerance for block in twin._blocks]
     for block in twin._blocks:
         block.tolerance = 1e-18
@@ -473,6 +472,73 @@ def test_a_parameter_that_is_replaced_is_seen() -> None:
             net.activations[0].raw_beta += 0.5
         twin.load_state_dict(other.state_dict(), assign=True)
         torch.testing.assert_close(twin.log_prob(x), other.log_prob(x), rtol=1e-9, atol=1e-9)
+
+
+class Turn(Bijection):
+    """A rotation of the plane by an angle that is learned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.angle = torch.nn.Parameter(torch.tensor(0.7))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x @ self._matrix(x).T, x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return z @ self._matrix(z), z.new_zeros(len(z))
+
+    def _matrix(self, like: Tensor) -> Tensor:
+        sine, cosine = self.angle.sin(), self.angle.cos()
+        return torch.stack([cosine, -sine, sine, cosine]).view(2, 2).to(like.dtype)
+
+
+def block(activation: str = "sincos", kind: type[LipschitzNet] = LipschitzMLP) -> ResidualBlock:
+    return ResidualBlock(kind(2, 6, 2, 0.9, activation), Exact())
+
+
+class Halved(LipschitzMLP):
+    """Half of what the layers are by themselves."""
+
+    def with_weights(self, weights: list[tuple[Tensor, Tensor]]) -> NormalizedMLP:
+        weights[-1] = weights[-1][0] / 2, weights[-1][1]
+        return super().with_weights(weights)
+
+
+OTHERS = {
+    "a bijection between": lambda: [(Turn(), block()), (Turn(), block())],
+    "another network": lambda: [(block(kind=Halved),), (block(kind=Halved),)],
+    "two activations": lambda: [(block("tanh"),), (block("sin"),)],
+    "blocks of one and of two": lambda: [(block(),), (block(), block())],
+}
+
+
+@pytest.mark.parametrize("actnorm", [True, False])
+@pytest.mark.parametrize("blocks", OTHERS.values(), ids=OTHERS)
+def test_what_the_c_library_does_not_know_is_not_left_to_it(blocks: Callable[[], list], actnorm: bool) -> None:
+    torch.manual_seed(0)
+    flow = FlowOfBlocks(blocks(), 2, actnorm).double()
+    x = torch.randn(40, 2, dtype=torch.float64)
+    flow.initialize(x)
+    twin = compiled_copy(flow)
+    for training in (True, False):
+        expected = value_and_gradients(flow.train(training), x)
+        torch.testing.assert_close(value_and_gradients(twin.train(training), x), expected, rtol=0, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(twin.log_prob(x), expected[0].detach(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(twin.preimage(twin(x)[0]), x, rtol=0, atol=1e-5)
+
+
+def test_a_frozen_flow_has_a_jacobian_by_either_mode() -> None:
+    flow, x = make(Exact())
+    frozen = compiled_copy(flow).eval().requires_grad_(False)
+    expected = torch.autograd.functional.jacobian(lambda x: flow.eval()(x)[0].sum(0), x[:20]).transpose(0, 1)
+
+    def one(point: Tensor) -> Tensor:
+        return frozen(point.unsqueeze(0))[0].squeeze(0)
+
+    for mode in (torch.func.jacrev, torch.func.jacfwd):
+        found = torch.func.vmap(mode(one))(x[:20])
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
 
 
 def test_compiled_code_refuses_other_numbers() -> None:
