@@ -28,17 +28,30 @@ class Flow(Bijection):
 
     Raises:
         TypeError: in evaluation mode and in the inverse, points of whole numbers, to which the result would be rounded.
+        ValueError: points of another shape than (batch, d).
     """
 
     compiled: bool = False
     """Whether it computes by compiled code: see `compile_for`."""
+
+    waits_for_device: bool = False
+    """Whether a step of training waits for the device anyway, so that a look at its result costs nothing."""
 
     def __init__(self, bijections: Iterable[Bijection], dimensions: int) -> None:
         super().__init__()
         self.bijections = nn.ModuleList(bijections)
         self.dimensions = dimensions
 
+    def require_points(self, x: Tensor) -> None:
+        """
+        Raises:
+            ValueError: `x` is not of shape (batch, d); some bijections would broadcast it.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dimensions:
+            raise ValueError(f"points are of shape (batch, {self.dimensions}), not {tuple(x.shape)}")
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        self.require_points(x)
         z = x if self.training else widened(x)
         terms = []
         for bijection in self.bijections:
@@ -47,6 +60,7 @@ class Flow(Bijection):
         return z.to(x.dtype), torch.stack(terms).sum(dim=0).to(x.dtype)
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        self.require_points(z)
         x = widened(z)
         log_det = x.new_zeros(x.shape[0])
         with self.threads():
@@ -56,6 +70,7 @@ class Flow(Bijection):
         return x.to(z.dtype), log_det.to(z.dtype)
 
     def preimage(self, z: Tensor) -> Tensor:
+        self.require_points(z)
         x = widened(z)
         with self.threads():
             for bijection in reversed(self.bijections):
@@ -104,6 +119,7 @@ class Flow(Bijection):
 
         What is no stage of its own, such as ActNorm, is taken together with the block beside it.
         """
+        self.require_points(z)
         x = widened(z)
         path = [x]
         with self.threads():

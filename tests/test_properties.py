@@ -110,6 +110,20 @@ def test_whole_numbers_are_refused(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("shape", [(5, 1), (5, 3), (2,), (4, 5, 2)])
+def test_points_of_another_shape_are_refused(shape: tuple[int, ...], compiled: bool) -> None:
+    """ActNorm alone would broadcast a column of numbers to points."""
+    flow = ResidualFlow(2, Exact(), blocks=2, width=4)
+    if compiled and (reason := flow.compile_for(torch.device("cpu"))):
+        pytest.skip(reason)
+    for training in (True, False):
+        flow.train(training)
+        for of in (flow.log_prob, flow.inverse, flow.preimage, flow.inverse_path):
+            with pytest.raises(ValueError, match=r"points are of shape \(batch, 2\), not"):
+                of(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 def test_nothing_is_evaluated_that_is_no_contraction(compiled: bool) -> None:
     """As after steps without power iterations, by an optimizer that knows nothing of them."""
     flow, x = ResidualFlow(2, Exact(), blocks=2, width=4).eval(), torch.randn(5, 2)
