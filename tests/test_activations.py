@@ -71,3 +71,24 @@ def test_derivative_that_is_not_written_out_is_found_by_differentiation(activati
 def test_sine_and_cosine_never_attenuate(pair: Activation) -> None:
     _, derivative = pair.value_and_derivative(torch.linspace(-9, 9, 1001, dtype=torch.float64).unsqueeze(1))
     torch.testing.assert_close(derivative.norm(dim=1), torch.ones(1001, dtype=torch.float64))
+
+
+def test_the_first_outputs_of_all_units_stand_before_their_second_ones(activation: Activation) -> None:
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    units = torch.stack([activation(x[:, unit : unit + 1]) for unit in range(3)], dim=2)  # (points, expansion, units)
+    torch.testing.assert_close(activation(x), units.flatten(1), rtol=0, atol=1e-14)
+
+
+class Leaky(Activation):
+    """Linear on both sides of zero, so that its derivative depends on nothing."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x > 0, x, 0.1 * x)
+
+
+def test_a_derivative_may_be_constant_piece_by_piece() -> None:
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    derivative = torch.where(x > 0, x.new_tensor(1.0), x.new_tensor(0.1))
+    by_x, by_parameters = Leaky().pullback(x, derivative, 2 * x, 3 * x)
+    torch.testing.assert_close(by_x, 2 * x * derivative, rtol=0, atol=1e-14)
+    assert by_parameters == []

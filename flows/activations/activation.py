@@ -51,7 +51,10 @@ class Activation(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """Map `x`, shape (..., width), to shape (..., expansion * width), component by component."""
+        """Map `x`, shape (..., width), to shape (..., expansion * width), component by component.
+
+        The first outputs of all components stand before their second ones, and so on.
+        """
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `forward(x)` and its derivative by the input of the same unit, both of the shape of `forward(x)`."""
@@ -67,7 +70,8 @@ class Activation(nn.Module, abc.ABC):
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            found = torch.autograd.grad(
-                self.value_and_derivative(x), (x, *self.parameters()), (grad_value, grad_derivative), allow_unused=True
-            )
+            pairs = zip(self.value_and_derivative(x), (grad_value, grad_derivative), strict=True)
+            # The derivative of what is linear piece by piece depends on nothing.
+            outputs, gradients = zip(*((output, gradient) for output, gradient in pairs if output.requires_grad))
+            found = torch.autograd.grad(outputs, (x, *self.parameters()), gradients, allow_unused=True)
         return found[0], list(found[1:])
