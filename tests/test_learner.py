@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -245,3 +246,38 @@ def test_the_learning_rate_of_a_run_of_steps(step: int) -> None:
     run = SimpleNamespace(epochs=10, steps_per_epoch=100, max_seconds=None, warmup=0.02, schedule="cosine")
     expected = min(1, step / 20) * (1 + math.cos(math.pi * (step - 1) / 1000)) / 2
     assert Trainer._rate(run, step) == pytest.approx(expected)
+
+
+LOST = {
+    "gradients set to None": lambda flow: flow.zero_grad(),
+    "moved": lambda flow: flow.double(),
+    "frozen": lambda flow: flow.requires_grad_(False),
+    "frozen in part": lambda flow: flow.bijections[1].requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("lose", LOST.values(), ids=LOST)
+def test_an_optimizer_that_has_lost_its_flow_is_not_silent(lose: Callable[[Flow], object]) -> None:
+    learner = make_learner(Exact())
+    learner.converge()
+    lose(learner.flow)
+    with pytest.raises(ValueError, match=r"optimizer has lost the flow|is frozen"):
+        learner.converge()
+
+
+def test_an_optimizer_of_another_place_is_refused() -> None:
+    flow = ResidualFlow(2, Exact(), blocks=3, width=8)
+    optimizer = adam(flow, lr=1e-2)
+    flow.double()
+    with pytest.raises(ValueError, match="the optimizer is of other tensors than the flow's"):
+        Learner(flow, optimizer, clip_norm=1.0, ema_decay=0.9, power_iterations=1)
+
+
+def test_what_a_flow_counts_by_itself_is_of_the_average_too() -> None:
+    """As the running mean of a batch normalization."""
+    learner = make_learner(Exact())
+    learner.flow.bijections[0].register_buffer("seen", torch.zeros(()))
+    learner.average.bijections[0].register_buffer("seen", torch.zeros(()))
+    learner.flow.bijections[0].seen += 7
+    learner.converge()
+    assert learner.average.bijections[0].seen == 7

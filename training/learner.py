@@ -43,6 +43,7 @@ class Learner:
         self.steps = 0
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._parameters = stack_parameters(flow)
+        self._require_that_optimizer_holds_them()
         self._average_parameters = stack_parameters(self.average)
         self._layers = _lipschitz_layers(flow)
 
@@ -92,9 +93,32 @@ class Learner:
         torch._foreach_lerp_(self._average_parameters, self._parameters, self._share)
 
     def converge(self) -> None:
-        """Make every spectral norm exact, of the flow and of the average, so that what is evaluated is certified."""
+        """Make every spectral norm exact, of the flow and of the average, so that what is evaluated is certified.
+
+        Buffers of the average, such as a running mean, become the flow's.
+
+        Raises:
+            ValueError: parameters were moved, frozen, or had their gradients set to None since the optimizer was built,
+                so that it moves them no longer.
+        """
+        if any(now is not then for now, then in zip(stack_parameters(self.flow), self._parameters, strict=True)):
+            raise ValueError(
+                "the optimizer has lost the flow, which was moved, frozen or set free, or its gradients set to None"
+            )
+        for ours, theirs in zip(self.average.buffers(), self.flow.buffers(), strict=True):
+            ours.copy_(theirs)
         for layer in [*self._layers, *_lipschitz_layers(self.average)]:
             layer.converge()
+
+    def _require_that_optimizer_holds_them(self) -> None:
+        """
+        Raises:
+            ValueError: the optimizer moves other tensors than those of the flow.
+        """
+        ours = {stack.untyped_storage().data_ptr() for stack in self._parameters}
+        moved = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
+        if any(tensor.untyped_storage().data_ptr() not in ours for tensor in moved):
+            raise ValueError("the optimizer is of other tensors than the flow's: build it after moving the flow")
 
     def state_dict(self) -> dict[str, Any]:
         return {
