@@ -66,7 +66,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             folder=folder,
             seed=settings.seed,
             title=f"{config.choices.flow} on {config.choices.data}",
-            about={**describe(config, device), "compiled": flow.compiled},
+            about=describe(config, device, flow),
             logger=logger,
         )
         if settings.resume is not None:

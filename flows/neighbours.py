@@ -87,4 +87,6 @@ def nsf(dimensions: int, transforms: Count = 4, bins: Count = 16, width: Count =
 @checked
 def ffjord(dimensions: int, width: Count = 64, depth: Count = 2) -> Flow:
     """A continuous flow with its exact trace (Grathwohl et al. 2019, arXiv 1810.01367)."""
-    return Flow(_bijections("CNF", dimensions, width, depth), dimensions)
+    flow = Flow(_bijections("CNF", dimensions, width, depth), dimensions)
+    flow.waits_for_device = True  # for its solver's errors; with weights that are NaN it would take steps for ever
+    return flow

@@ -13,6 +13,16 @@ __all__ = ["OUT_OF_MEMORY", "ContractionError", "NonFiniteError", "diagnose", "f
 
 OUT_OF_MEMORY = "these settings need more memory than there is"
 
+OF_MEMORY = (
+    "can't allocate memory",  # the host
+    "not enough memory",  # that of Windows
+    "Storage size calculation overflowed",
+    "out of memory",  # CUDA beside torch's allocator, MPS
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "Invalid buffer size",  # MPS
+)
+"""What torch's errors of memory say."""
+
 
 class NonFiniteError(RuntimeError):
     """Training met a number that is not finite, and stopped before it reached the checkpoint."""
@@ -23,10 +33,8 @@ class ContractionError(RuntimeError):
 
 
 def is_of_memory(error: BaseException) -> bool:
-    """Whether `error` says that memory is short; on the host torch has no class of its own for that."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return any(words in str(error) for words in ("can't allocate memory", "Storage size calculation overflowed"))
+    """Whether `error` says that memory is short, for which torch has a class of its own only in part."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in OF_MEMORY)
 
 
 @torch.no_grad()

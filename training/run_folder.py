@@ -105,7 +105,7 @@ def open_folder(folder: Path, resume: bool) -> Iterator[None]:
             raise UnwritableError(f"stopped: {error}{then}") from error
 
 
-def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
+def describe(config: DictConfig, device: torch.device, flow: Flow) -> dict[str, Any]:
     """What a summary says of a run beside its figures: the choices, and all that could make it come out otherwise."""
     settings = {key: value for key, value in OmegaConf.to_container(config, resolve=True).items() if key != "resume"}
     return {
@@ -116,6 +116,7 @@ def describe(config: DictConfig, device: torch.device) -> dict[str, Any]:
         "seed": config.seed,
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "compiled": any(getattr(part, "compiled", False) for part in flow.modules()),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),

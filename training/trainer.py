@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer"]
 
-# How often the loss is looked at, except on a CPU, which has it at once: elsewhere reading it makes the host wait.
+# How often the loss is looked at, except where it is there at once, as on a CPU: elsewhere the host would wait for it.
 STEPS_BETWEEN_CHECKS = 50
 
 # How often the Lipschitz bound that training steps work with is held against exact singular values, which take about
@@ -244,7 +244,8 @@ class Trainer:
 
     def _train_epoch(self, bar: tqdm, interruption: Interruption) -> None:
         """Take the steps that are left of the epoch; fewer, if time runs out or a signal comes."""
-        progress, every = self.progress, 1 if self.device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        progress, at_once = self.progress, self.device.type == "cpu" or self.learner.flow.waits_for_device
+        every = 1 if at_once else STEPS_BETWEEN_CHECKS
         # The whole epoch's data at once, from the seed and the epoch alone: a resumed epoch has the same.
         generator = _generator(self.seed, progress.epoch + 1)
         points = self.target.sample(self.steps_per_epoch * self.batch_size, generator)
