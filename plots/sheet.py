@@ -25,6 +25,7 @@ MOST_PANELS = 5  # beside a target, in a line
 LETTERS = 27  # of a line of a panel's title
 LETTER, EPOCHS = 8, 150  # pixels: of a letter of the sheet's title, and of the epoch beside it
 MOST_FRAMES, FRAME_MILLISECONDS, LAST_MILLISECONDS = 60, 250, 2000
+FEWEST_FRAMES, MOST_PICTURES = 10, 3000  # of all panels in all frames: six kilobytes each
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,8 @@ class Sheet:
             paint_density(canvas, box(axes), strip.share(strip.target))
         boxes = [box(axes) for axes, _, _ in self.images]
         last = max((len(panel.densities) for _, _, panel in self.images), default=1) - 1
-        for epoch in np.unique(np.linspace(0, last, MOST_FRAMES).round().astype(int)):
+        frames = min(MOST_FRAMES, max(FEWEST_FRAMES, MOST_PICTURES // max(1, len(self.images))))
+        for epoch in np.unique(np.linspace(0, last, frames).round().astype(int)):
             for where, (_, strip, panel) in zip(boxes, self.images):
                 density = panel.densities[min(epoch, len(panel.densities) - 1)]
                 paint_density(canvas, where, strip.share(density))

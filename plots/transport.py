@@ -63,7 +63,7 @@ class TransportGif:
             canvas = self._background.copy()
             self._splat(canvas, (1 - share) * lines[stage] + share * lines[stage + 1], LINE_GREY, [(0, 0)])
             self._splat(canvas, (1 - share) * points[stage] + share * points[stage + 1], colors, DISK)
-            caption = "base" if frame == 0 else "data" if frame == FRAMES else f"step {stage + 1} of {last}"
+            caption = "base" if frame == 0 else "data" if frame == FRAMES else f"stage {stage + 1} of {last}"
             draw_text(canvas, (left + width, 18), caption, size=14, anchor="rm",
                       clear=(left + width - 130, 4, left + width + 1, 32))  # fmt: skip
             pause = {0: FIRST_MILLISECONDS, FRAMES: LAST_MILLISECONDS}.get(frame, FRAME_MILLISECONDS)

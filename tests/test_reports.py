@@ -11,11 +11,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from reports.chart import HEIGHT, WIDTH, Series, chart, swatch
-from tests.conftest import TINY, Result
+from tests.conftest import TINY, Result, composed
+from training import defaults
 from training.configuration import load_config
 from training.defaults import changed_settings
+from training.report import _changed_in_all
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -105,6 +108,22 @@ def test_changed_settings_are_those_that_differ_from_what_was_chosen(
         "trainer.held_out": (500, 100000),
         "trainer.plots": (False, True),
     }
+
+
+def test_a_setting_of_all_runs_is_named_where_it_is_the_default_of_some() -> None:
+    runs = []
+    for flow in ("implicit", "resflow", "iresnet"):
+        config = composed(f"flow={flow}", "flow.coeff=0.99", "flow.blocks=2")
+        runs.append(OmegaConf.create(OmegaConf.to_container(config, resolve=True)))  # as a run's config.yaml has it
+    assert _changed_in_all(runs) == {"flow.coeff": ("0.99", "0.87, 0.88"), "flow.blocks": ("2", "8, 12, 16")}
+
+
+def test_a_flow_may_go_on_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "flow").mkdir()
+    (tmp_path / "flow" / "deeper.yaml").write_text("defaults: [resflow, _self_]\ndepth: 6\n")
+    (tmp_path / "train.yaml").write_text((defaults.CONFIGS / "train.yaml").read_text())
+    monkeypatch.setattr(defaults, "CONFIGS", tmp_path)
+    assert defaults.choices_of("deeper")["flow"] == "resflow"
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ BAD = {
     "flow.blocks=2,0": "flow.blocks accepts a whole number at least 1; got 0",
     "flow=iresnet,resflow estimator.n_terms=3": "estimator.n_terms accepts nothing",
     "optimizer.lr=0.1,fast": "optimizer.lr accepts a number",
-    "flow=resflow,nice estimator=exact": "estimator accepts nothing: flow=nice knows its log-determinant",
+    "flow=resflow,nice estimator=exact": "estimator accepts nothing: flow=nice takes none",
     "seed=0,1 trainer.cuda_graph=true": "trainer.cuda_graph accepts false here",
     "data.noise=0.1,1e-9": "data.noise accepts at least",
     "device=cpu,tpu": "device accepts auto or a device of this machine",
@@ -225,10 +225,11 @@ class TestSweep:
         assert not list(tmp_path.iterdir())
 
     def test_configs_of_ones_own_are_among_what_goes_on(self, run: Run, tmp_path: Path) -> None:
-        (tmp_path / "my own" / "data").mkdir(parents=True)
-        (tmp_path / "my own" / "data" / "mine.yaml").write_text("_target_: datasets.moons.Moons\nnoise: 0.2\n")
+        own = "Jörg's (own)"
+        (tmp_path / own / "data").mkdir(parents=True)
+        (tmp_path / own / "data" / "mine.yaml").write_text("_target_: datasets.moons.Moons\nnoise: 0.2\n")
         settings = (*SHORT, "trainer.epochs=100", "data=mine", "seed=0,1", "hydra.sweep.dir=sweep")
-        process = start("train", "-m", "--config-dir", "my own", *settings, cwd=tmp_path)
+        process = start("train", "-m", "--config-dir", own, *settings, cwd=tmp_path)
         while not (tmp_path / "sweep" / "0" / "metrics.csv").exists():
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.005)
@@ -317,3 +318,4 @@ def test_runs_are_told_apart_by_what_differs() -> None:
     assert first == ["iresnet", "lr=0.01235", "data.noise=1", "flow.noise=1"]
     assert second == ["resflow", "lr=0.5", "data.noise=2", "flow.noise=2"]
     assert in_words({"seed": "20240101"}) == ["seed=20240101"]
+    assert in_words({"flow.coeff": "0.99999"}) == ["coeff=0.99999"]

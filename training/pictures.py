@@ -83,7 +83,8 @@ def _fit(path: np.ndarray, n: int) -> np.ndarray:
 
     Inside the flow only shape means something: the next ActNorm undoes any shift and scale.
     """
-    means, sizes = path[:, :n].mean(axis=1, keepdims=True), path[:, :n].std(axis=(1, 2), keepdims=True)
+    means = path[:, :n].mean(axis=1, keepdims=True)
+    sizes = (path[:, :n] - means).std(axis=(1, 2), keepdims=True)
     share = np.linspace(0, 1, len(path))[:, None, None]
     steady_mean = (1 - share) * means[0] + share * means[-1]
     steady_size = sizes[0] ** (1 - share) * sizes[-1] ** share

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from atomic import write_atomically
 from reports.chart import Series, chart, swatch
@@ -53,7 +53,7 @@ def write_run_report(run: Path) -> None:
         tiles(
             {
                 **merit,
-                "Lipschitz bound": _short(summary["lipschitz"]),
+                "Lipschitz bound": _short(summary["lipschitz"]) or "none",
                 "inverse error": f"{summary['inverse_error']:.1e}",
                 "parameters": f"{summary['parameters']:,}",
                 "steps": f"{summary['steps']:,}",
@@ -88,12 +88,11 @@ def write_sweep_report(sweep: Path) -> None:
         ),
     ]
     if ended:
-        shared = [changed_settings(load_config(row.folder, "resume")) for row in ended]
-        of_all = {key: pair for key, pair in shared[0].items() if all(other.get(key) == pair for other in shared)}
-        body += _settings_table("Settings of all runs that differ from the defaults", of_all)
+        configs = [load_config(row.folder, "resume") for row in ended]
+        body += _settings_table("Settings of all runs that differ from the defaults", _changed_in_all(configs))
         body += _versions({key: _common(row.figures.get(key) for row in ended) for key in VERSIONS[:-1]})
     failed = sum(1 for row in rows if row.error is not None)
-    subtitle = f"{len(rows)} runs{f', {failed} failed' if failed else ''}; {sweep}"
+    subtitle = f"{len(rows)} run{'s' * (len(rows) != 1)}{f', {failed} failed' if failed else ''}; {sweep}"
     _write(sweep, page(f"Sweep {sweep.name}", subtitle, body))
 
 
@@ -143,7 +142,12 @@ def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, st
         kl = f"{figures['kl']:.4f} ± {figures['kl_stderr']:.4f}" if figures.get("kl") is not None else ""
         cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]
         cells += [_cell(kl, figures.get("kl")), *(f"<td>{html.escape(told[key])}</td>" for key in keys)]
-        cells += [_cell(_short(figures.get(key)), figures.get(key)) for key in SHOWN]
+        texts = {key: _short(figures.get(key)) for key in SHOWN}
+        if figures and row.measure == "nll":
+            texts["nll"] = f"{figures['nll']:.4f} ± {figures['nll_stderr']:.4f}"
+        if figures:
+            texts["seconds"] = f"{figures['seconds']:.0f}"
+        cells += [_cell(texts[key], figures.get(key)) for key in SHOWN]
         if failed:
             cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
         lines.append(f'<tr data-index="{row.number}">{"".join(cells)}</tr>')
@@ -170,6 +174,17 @@ def _settings(config: DictConfig, summary: dict[str, Any]) -> list[str]:
         *_settings_table("Settings that differ from the defaults", changed_settings(config)),
         *_versions({key: summary.get(key) for key in VERSIONS}),
     ]
+
+
+def _changed_in_all(configs: list[DictConfig]) -> dict[str, tuple[Any, Any]]:
+    """Settings that have one value in all of `configs` and differ from the default in some: (value, defaults)."""
+    changed = [changed_settings(config) for config in configs]
+    found = {}
+    for key in dict.fromkeys(key for of_run in changed for key in of_run):
+        values = {_plain(config.choices.get(key, OmegaConf.select(config, key))) for config in configs}
+        if len(values) == 1:
+            found[key] = values.pop(), _common(of_run[key][1] for of_run in changed if key in of_run)
+    return found
 
 
 def _settings_table(title: str, changed: dict[str, tuple[Any, Any]]) -> list[str]:

@@ -20,7 +20,7 @@ from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 __all__ = ["draw_sheets", "thumbnail"]
 
-MOST = 300  # runs on a sheet: more would not be looked at, and a GIF has at most 65,535 lines of pixels
+MOST = 200  # runs on a sheet: more would not be looked at, and a GIF has at most 65,535 lines of pixels
 
 
 def draw_sheets(sweep: Path) -> None:

@@ -221,7 +221,7 @@ class Sweep:
             print(
                 f"lowest {best.measure.upper()} {best.merit:.4f} nats, in run {best.number}: {' '.join(best.overrides)}"
             )
-        print(f"{len(rows)} runs; table, sheets and report in {self.folder}")
+        print(f"{len(rows)} run{'s' * (len(rows) != 1)}; table, sheets and report in {self.folder}")
         if failed:
             print(f"{failed} of {len(rows)} runs failed: see the last rows of summary.csv", file=sys.stderr)
         if lost := sum(1 for row in rows if not row.ended):

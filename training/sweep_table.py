@@ -134,6 +134,6 @@ def in_words(difference: dict[str, str]) -> list[str]:
     words = []
     for (key, value), name in zip(difference.items(), short):
         with contextlib.suppress(ValueError):  # numbers that a search has drawn have more digits than anyone reads
-            value = f"{float(value):.4g}" if len(value) > 6 and not value.isdigit() else value
+            value = f"{float(value):.4g}" if len(value) > 8 and not value.isdigit() else value
         words.append(value if key in GROUPS else f"{name if short.count(name) == 1 else key}={value}")
     return words
