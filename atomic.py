@@ -6,15 +6,18 @@ import contextlib
 import errno
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 try:
     import fcntl
 except ImportError:  # not on Windows
     fcntl = None
 
-__all__ = ["blaming", "locked", "remove_unfinished", "write_atomically"]
+__all__ = ["blaming", "locked", "patiently", "remove_unfinished", "write_atomically"]
+
+Result = TypeVar("Result")
 
 UNFINISHED = ".unfinished"  # how the names end of files that are being written
 PATIENCE = 3.0 if os.name == "nt" else 0.0  # seconds to wait for other programs to close a file
@@ -38,20 +41,19 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())  # the data must be on the disk before the name points to it
-            _replace(temporary, path)
+            patiently(lambda: os.replace(temporary, path))
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
 
 
-def _replace(temporary: Path, path: Path) -> None:
-    """Give the file its name, which Windows refuses while a program, such as a virus scanner, has the old one open."""
+def patiently(work: Callable[[], Result]) -> Result:
+    """Do `work` with a file, which Windows refuses while a program, such as a virus scanner, has it open."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
-            os.replace(temporary, path)
-            return
+            return work()
         except PermissionError:
             if time.monotonic() >= until:
                 raise

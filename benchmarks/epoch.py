@@ -13,6 +13,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
 from benchmarks.measurement import arguments, print_table, write_json
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -70,7 +72,7 @@ def main() -> None:
                 sys.executable,
                 "-c",
                 program,
-                f"hydra.run.dir={folder}/run",
+                f"hydra.run.dir={QuotedString(f'{folder}/run', Quote.single).with_quotes()}",
                 f"threads={options.threads}",
                 *options.overrides,
             ],

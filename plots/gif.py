@@ -11,7 +11,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from atomic import blaming, write_atomically
+from atomic import blaming, patiently, write_atomically
 
 __all__ = ["GifFile", "write_gif"]
 
@@ -45,7 +45,7 @@ class GifFile:
         frame's first: a process killed at any moment leaves the old animation or the new.
         """
         block = _block(part, corner, milliseconds)
-        with blaming(self.path), open(self.path, "r+b") as file:
+        with blaming(self.path), patiently(self._open) as file:
             trailer = file.seek(-len(TRAILER), io.SEEK_END)
             _write_at(file, trailer + 1, block[1:] + TRAILER)
             _write_at(file, trailer, block[:1])
@@ -62,9 +62,12 @@ class GifFile:
             return
         if not 0 <= length <= self.length:
             raise ValueError(f"{self.path} has {self.length} bytes, not the {length} that the checkpoint speaks of")
-        with blaming(self.path), open(self.path, "r+b") as file:
+        with blaming(self.path), patiently(self._open) as file:
             _write_at(file, length - len(TRAILER), TRAILER)
             file.truncate(length)
+
+    def _open(self) -> BinaryIO:
+        return open(self.path, "r+b")
 
 
 def _write_at(file: BinaryIO, position: int, data: bytes) -> None:
