@@ -96,14 +96,18 @@ class TargetDensity(Target):
         r"""The differential entropy :math:`H = -\int p \ln p` in nats, within 1e-6 for a smooth density.
 
         Raises:
-            ArgumentError: the density is too thin to be integrated. Never a wrong number: its mass is integrated too.
+            ArgumentError: the density is too thin to be integrated, or has edges, for which a subclass overrides this.
+                Never a wrong number: its mass is integrated too.
         """
         with _one_thread():
             mass, entropy = self.integrate()
         if not abs(mass - 1) < 1e-5:
+            found = f"the integral of the density is {mass:.6g}, not 1"
+            if not hasattr(self, "noise"):
+                raise ArgumentError("", "a smooth density, or one with an `entropy` of its own", f"another: {found}")
             size = self.window[0][1] - self.window[0][0]
             accepts = f"what makes a density wide enough to integrate, such as {size / 500:.2g} or more"
-            raise ArgumentError("noise", accepts, f"less: the integral of the density is {mass:.6g}, not 1")
+            raise ArgumentError("noise", accepts, f"less: {found}")
         return entropy
 
     def integrate(self) -> tuple[float, float]:

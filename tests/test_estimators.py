@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
 from flows.estimators.estimator import Noise
 from flows.lipschitz import LipschitzMLP, NormalizedMLP
+from tests.conftest import composed
+from training.configuration import build
+from training.defaults import choices_in
 
 DIMENSIONS = [2, 3, 8]
 DRAWS = 20_000
@@ -63,6 +66,7 @@ def configurations() -> list[LogDetEstimator]:
             for choice in series
             for distribution, share in [("geometric", "sample"), ("poisson", "batch")]
         ),
+        *(build(composed(f"estimator={name}").estimator) for name in choices_in("estimator")),
     ]
 
 

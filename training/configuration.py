@@ -88,8 +88,8 @@ def _find_target(setting: str, home: str | None, name: Any) -> Callable[..., Any
         raise error
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError):
-        raise error from None
+    except (ImportError, ValueError) as reason:
+        raise ArgumentError(setting, accepts, f"{name!r}: {reason}") from None
     # What a module merely imports, such as torch's own loader, is not the project's.
     target = getattr(module, attribute, None)
     public = attribute in getattr(module, "__all__", ()) and getattr(target, "__module__", None) == module_name
@@ -125,9 +125,8 @@ def build_flow(config: DictConfig) -> Flow:
         ArgumentError: there is an estimator, or a number of power iterations, and the flow has no use for one.
     """
     if config.get("estimator") is not None and "estimator" not in config.flow:
-        raise ArgumentError(
-            "estimator", f"nothing: flow={config.choices.flow} knows its log-determinant", config.choices.estimator
-        )
+        accepts = f"nothing: flow={config.choices.flow} takes none, as its config is to say"
+        raise ArgumentError("estimator", accepts, config.choices.estimator)
     flow = build(config.flow, dimensions=2)
     iterations = config.trainer.get("power_iterations", POWER_ITERATIONS)
     if flow.lipschitz() is None and iterations not in NOT_TYPED:
@@ -158,7 +157,7 @@ def build_target(config: DictConfig) -> Target:
         if isinstance(target, TargetDensity):
             target.entropy  # noqa: B018
     except ArgumentError as error:
-        raise ArgumentError(f"data.{error.name}", error.accepts, error.got) from None
+        raise ArgumentError(".".join(filter(None, ("data", error.name))), error.accepts, error.got) from None
     return target
 
 

@@ -20,17 +20,17 @@ def choices_in(group: str) -> list[str]:
 
 def choices_of(flow: str) -> dict[str, str | None]:
     """What is chosen by default, by group, beside `flow`: it brings an estimator, or none, and maybe an optimizer."""
-    choices = {key: value for item in _load(CONFIGS / "train.yaml")["defaults"] if isinstance(item, dict)
-               for key, value in item.items()}  # fmt: skip
-    for item in _load(CONFIGS / "flow" / f"{flow}.yaml").get("defaults", []):  # override /group@_global_.group
-        choices.update({key.rpartition(".")[2]: value for key, value in item.items()})
+    choices = dict(_listed(_load(CONFIGS / "train.yaml")))
+    for group, value in _listed(_load(CONFIGS / "flow" / f"{flow}.yaml")):  # override /group@_global_.group
+        choices[group.rpartition(".")[2]] = value
     return choices
 
 
 def recipe(experiment: str) -> tuple[dict[str, str], dict[str, Any]]:
     """What a file of `configs/experiment` chooses, by group, and sets, by full name."""
     content = _load(CONFIGS / "experiment" / f"{experiment}.yaml")
-    choices = {key.rpartition("/")[2]: value for item in content.pop("defaults", []) for key, value in item.items()}
+    choices = {group.rpartition("/")[2]: value for group, value in _listed(content)}
+    content.pop("defaults", None)
     settings: dict[str, Any] = {}
     for group, node in content.items():
         settings.update(
@@ -57,6 +57,11 @@ def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
                 if not name.startswith("_") and not isinstance(value, DictConfig) and value != defaults.get(name):
                     changed[f"{key}.{name}"] = (value, defaults.get(name))
     return changed
+
+
+def _listed(content: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """What the defaults list of a file chooses, by group; not the files of its own group that it goes on from."""
+    return [item for entry in content.get("defaults", []) if isinstance(entry, dict) for item in entry.items()]
 
 
 def _load(path: Path) -> dict[str, Any]:
