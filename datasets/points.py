@@ -54,7 +54,7 @@ class Points(PointTable, Target):
             if np.ptp(column) < 1 / LARGEST:
                 raise self.refused(f"all points have the same {name}")
             if not NARROWEST < std < WIDEST:
-                raise self.refused(f"{name} is {mean:.6g} ± {std:.2g}, beyond float32 as an area: change its unit")
+                raise self.refused(f"{name} is {mean:.6g} ± {std:.2g}, beyond what float32 holds: change its unit")
             if abs(mean) > FURTHEST * std:
                 raise self.refused(
                     f"{name} is {mean:.6g} ± {std:.2g}, too far from zero for float32: subtract its mean"

@@ -32,7 +32,7 @@ class Target(abc.ABC):
     """What a flow on the plane is trained on."""
 
     cells: ClassVar[int] = 100
-    """Along each side of the window, of the grid that it is drawn on."""
+    """Cells along each side of the grid that it is drawn on."""
 
     in_own_units: ClassVar[bool] = False
     """Whether a flow standardizes its points first, by `mean` and `std`."""
@@ -69,7 +69,7 @@ class TargetDensity(Target):
 
     drawn_as = "target density"
     oversampling: ClassVar[int] = 1
-    """Along each side of a cell: points, whose mean is drawn; more than 1 where the density is finer than a cell."""
+    """Points along each side of a cell, whose mean is drawn: more than 1 where the density is finer than a cell."""
 
     @abc.abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def midpoints(window: Window, side: int) -> Tensor:
-    """Of side x side cells that cover `window`, shape (side^2, 2), float64, row by row, the lowest y first."""
+    """Midpoints of side x side cells of `window`, shape (side^2, 2), float64, row by row, the lowest y first."""
     x, y = (torch.linspace(low, high, 2 * side + 1, dtype=torch.float64)[1::2] for low, high in window)
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([columns, rows], dim=-1).view(-1, 2)

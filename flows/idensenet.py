@@ -128,7 +128,7 @@ class IDenseNet(FlowOfBlocks):
         depth: layers of a block that add some.
         activation: see `flows/activations`.
         coeff: c, the bound on the largest singular value of every layer, and here on a block's Lipschitz constant.
-        actnorm: whether ActNorm stands between the blocks.
+        actnorm: whether ActNorm stands before each block and after the last.
     """
 
     @checked

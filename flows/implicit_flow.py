@@ -27,7 +27,7 @@ class ImplicitFlow(FlowOfBlocks):
         depth: hidden layers of a network; 3 makes d-w-w-w-d.
         activation: see `flows/activations`.
         coeff: c, the bound on the largest singular value of every layer.
-        actnorm: whether ActNorm stands between the blocks.
+        actnorm: whether ActNorm stands before each block and after the last.
     """
 
     @checked

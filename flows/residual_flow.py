@@ -343,7 +343,7 @@ class ResidualFlow(FlowOfBlocks):
         depth: hidden layers of a block; 2 makes d-w-w-d.
         activation: see `flows/activations`.
         coeff: c, the bound on the largest singular value of every layer.
-        actnorm: whether ActNorm stands between the blocks.
+        actnorm: whether ActNorm stands before each block and after the last.
     """
 
     @checked

@@ -78,7 +78,7 @@ class Strip:
 
 
 class Sheet:
-    """A strip for each target: the target first, then its runs.
+    """A strip for each target: the target first, then its runs. Short strips stand side by side.
 
     Every density is shown as a share of its target's highest: so one colour scale serves all.
     """
@@ -88,13 +88,17 @@ class Sheet:
         columns = 1 + math.ceil(most / math.ceil(most / MOST_PANELS))  # lines as equal as can be
         titles = [part.title for strip in strips for part in (strip, *strip.panels)]
         head = LINE * (1 + max(title.count("\n") for title in titles)) + 8
+        beside = min(len(strips), (1 + MOST_PANELS) // columns)  # where it is more than one, a strip is one line
         places = []  # strip, panel or None for the target, column, row
         row = 0
-        for strip in strips:
-            places.append((strip, None, 0, row))
+        for number, strip in enumerate(strips):
+            first = number % beside * columns
+            places.append((strip, None, first, row))
             for index, panel in enumerate(strip.panels):
-                places.append((strip, panel, 1 + index % (columns - 1), row + index // (columns - 1)))
-            row += -(-len(strip.panels) // (columns - 1))
+                places.append((strip, panel, first + 1 + index % (columns - 1), row + index // (columns - 1)))
+            if number % beside == beside - 1 or number == len(strips) - 1:
+                row += -(-len(strip.panels) // (columns - 1))
+        columns *= beside
         self.width = max(LEFT + columns * (SIDE + GAP), LEFT + LETTER * len(title) + EPOCHS) + RIGHT
         self.height = TOP + row * (SIDE + head + GAP) + BOTTOM
         self.figure = new_figure(self.width, self.height)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 
 import pytest
 import torch
 from torch import nn
 
-from flows.activations import activation_names
+from flows import fused
+from flows.activations import Activation, activation_names, make_activation
 from flows.idensenet import LipschitzDenseNet
 from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, normalized_stack
 from flows.power_iteration import power_iterate
@@ -198,13 +200,38 @@ def test_the_fused_pass_is_the_plain_one(dimensions: int, depth: int, activation
     x = (torch.randn(11, dimensions).double() * 2).requires_grad_()
     by_g, by_J = torch.randn(11, dimensions).double(), torch.randn(11, dimensions, dimensions).double()
     found = []
-    for fused in (True, False):
-        g, J = net.train(fused).forward_with_jacobian(x)
+    for training in (True, False):
+        g, J = net.train(training).forward_with_jacobian(x)
         loss = (g * by_g).sum() + (J * by_J).sum()
         found.append((g, J, *torch.autograd.grad(loss, [x, *net.parameters()])))
     assert "ValueAndJacobian" in str(net.train().forward_with_jacobian(x)[0].grad_fn)
-    for fused, plain in zip(*found, strict=True):
-        torch.testing.assert_close(fused, plain, rtol=0, atol=1e-11)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-11)
+
+
+WRITTEN_OUT = [name for name in activation_names() if type(make_activation(name)).pullback is not Activation.pullback]
+
+
+@pytest.mark.parametrize("activation", WRITTEN_OUT)
+def test_the_passes_are_traced_whole(activation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `torch.compile` does on CUDA, which goes on from no graph break here; by a backend that compiles nothing."""
+    torch.manual_seed(8)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    layers = [tuple(tensor.detach().double() for tensor in (layer.weight, layer.bias))
+              for layer in LipschitzMLP(2, 9, 2, 0.95, activation).layers]  # fmt: skip
+    activations, x = [make_activation(activation).double() for _ in range(2)], torch.randn(11, 2).double()
+    inputs = [x, *(tensor for layer in layers for tensor in layer)]
+    inputs = [tensor.requires_grad_() for tensor in inputs]
+    inputs += [parameter for activation in activations for parameter in activation.parameters()]
+    found = []
+    fused._compiled_passes.cache_clear()
+    try:
+        for compiled in (True, False):
+            g, J = fused.value_and_jacobian(x, layers, activations, compiled)
+            loss = g.square().sum() + J.pow(3).sum()
+            found.append((g, J, *torch.autograd.grad(loss, inputs)))
+    finally:
+        fused._compiled_passes.cache_clear()
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-11)
 
 
 def test_what_was_certified_on_another_device_is_certified_anew() -> None:

@@ -290,6 +290,20 @@ class TestSheet:
         rows = [box(axes)[1] for axes, *_ in sheet.images[1:]]
         assert sorted(map(rows.count, set(rows))) == [3, 4]
 
+    @pytest.mark.parametrize(("runs", "lines"), [(1, [2, 3]), (2, [1, 2, 2]), (3, [1] * 5), (6, [1] * 5)])
+    def test_short_strips_stand_side_by_side(self, runs: int, lines: list[int]) -> None:
+        panels = [Panel(["a"], "KL 0", [density(0.0)])] * runs
+        sheet = Sheet([Strip([str(n)], density(0.0), WINDOW, panels) for n in range(5)], "title")
+        targets, images = ([box(axes) for axes, *_ in part] for part in (sheet.targets, sheet.images))
+        tops = [top for _, top, *_ in targets]
+        assert sorted(map(tops.count, set(tops))) == lines
+        assert len({(left, top) for left, top, *_ in [*targets, *images]}) == 5 + 5 * runs
+        for strip, (left, top, *_) in enumerate(targets):
+            beside = images[strip * runs]
+            assert beside[1] == top
+            assert 0 < beside[0] - left < 200
+        assert max(left + width for left, _, width, _ in [*targets, *images]) < sheet.width - RIGHT
+
     def test_the_end_stays_for_a_while(self, tmp_path: Path) -> None:
         self.sheet().save_gif(tmp_path / "s.gif")
         with Image.open(tmp_path / "s.gif") as image:

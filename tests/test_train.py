@@ -494,7 +494,7 @@ BAD = {
     "+flow.heads=1": ("flow.heads accepts nothing", "1"),
     "resume=nowhere": ("resume accepts a folder written by train.py", "'nowhere': there is no such folder"),
     "data=points data.path=a(1).csv": (
-        """data.path accepts Hydra's grammar, which quotes such a text: 'data.path="a(1).csv"'; got 'a(1).csv'""",
+        """data.path accepts such a text in quotes alone: 'data.path="a(1).csv"'; got 'a(1).csv'""",
     ),
     "hydra/launcher=joblib": ("hydra/launcher accepts nothing without -m",),
     "hydra.sweeper.n_trials=3 hydra/sweeper=optuna": ("hydra.sweeper.n_trials accepts nothing without -m",),
@@ -502,6 +502,7 @@ BAD = {
     "+flow.dimensions=3": ("flow.dimensions accepts nothing",),
     "flow=nfs --help": ("flow accepts ffjord | ", "got 'nfs' (did you mean 'nsf'?)"),
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
+    "data._target_=datasets.nowhere.Grid": ("data._target_ accepts", "No module named 'datasets.nowhere'"),
     "data._target_=datasets.target.torch.load": ("data._target_ accepts", "torch.load"),
     "seed=100000000000000000000": ("seed accepts a whole number", "100000000000000000000"),
     "threads=100000": ("threads accepts a whole number at least 1 and at most 4096 or null", "100000"),
@@ -692,6 +693,7 @@ def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) ->
     assert result.status == 0
     assert "estimator.n_terms=20" in result.out
     assert "data.radii=" in result.out
+    assert "Residual Flow (Chen et al. 2019): Russian roulette" in " ".join(result.out.split())
     assert "estimator.share" not in result.out
     of_iresnet = run("train", "flow=iresnet", "--help").out  # which brings an estimator of its own
     assert "of estimator=truncated:" in of_iresnet

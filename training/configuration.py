@@ -125,7 +125,7 @@ def build_flow(config: DictConfig) -> Flow:
         ArgumentError: there is an estimator, or a number of power iterations, and the flow has no use for one.
     """
     if config.get("estimator") is not None and "estimator" not in config.flow:
-        accepts = f"nothing: flow={config.choices.flow} takes none, as its config is to say"
+        accepts = f"nothing: flow={config.choices.flow} takes none"
         raise ArgumentError("estimator", accepts, config.choices.estimator)
     flow = build(config.flow, dimensions=2)
     iterations = config.trainer.get("power_iterations", POWER_ITERATIONS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import textwrap
@@ -64,10 +65,20 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
     for group in groups:
         file = CONFIGS / group.name / f"{chosen[group.name]}.yaml"
         if file.is_file() and group.name != "experiment":
-            lines += ["", f"of {group.name}={file.stem}:"]
+            lines += ["", f"of {group.name}={file.stem}:", *_about(file)]
             for setting in _matches(SETTING, file):
                 lines += _entry(*_joined(setting, f"{group.name}."))
     return "\n".join([*lines, "", texts["footer"].rstrip()])
+
+
+def _about(path: Path) -> list[str]:
+    """What a file says of itself, in the comment that it begins with."""
+    comment = itertools.takewhile(lambda line: line.startswith("# "), path.read_text(encoding="utf-8").splitlines())
+    return textwrap.wrap(" ".join(line[2:] for line in comment), _width(), initial_indent="  ", subsequent_indent="  ")
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 120)
 
 
 def _matches(pattern: re.Pattern[str], path: Path) -> Iterator[Setting]:
@@ -83,6 +94,5 @@ def _joined(setting: Setting, prefix: str = "") -> tuple[str, str]:
 def _entry(name: str, *texts: str) -> list[str]:
     """A name, and what is to be said of it to the right, as wide as the terminal."""
     text = "; ".join(filter(None, texts))
-    width = min(shutil.get_terminal_size().columns, 120)
     indent = " " * 36
-    return textwrap.wrap(text, width, initial_indent=f"  {name:<33} ", subsequent_indent=indent)
+    return textwrap.wrap(text, _width(), initial_indent=f"  {name:<33} ", subsequent_indent=indent)

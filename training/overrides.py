@@ -29,7 +29,7 @@ def parse(overrides: list[str]) -> list[Override]:
     except OverrideParseException as error:
         name, _, value = error.override.partition("=")
         quoted = shlex.quote(f"{name}={QuotedString(value, Quote.double).with_quotes()}")
-        raise ArgumentError(name, f"Hydra's grammar, which quotes such a text: {quoted}", repr(value)) from None
+        raise ArgumentError(name, f"such a text in quotes alone: {quoted}", repr(value)) from None
 
 
 def compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:
