@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 import statistics
+import subprocess
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,7 +97,8 @@ def compare(
 ) -> None:
     """Run every variant on every density, print a table of the median KL, in nats, and draw each run.
 
-    What is done already is not done again, so that it may be stopped and go on.
+    What is done already is not done again, so that it may be stopped and go on. A change of what settings mean, in
+    configs or in code, is not seen: rows that are of before are to be deleted.
 
     Args:
         name: of the command, its folder, its CSV file and its figure.
@@ -136,8 +139,12 @@ def compare(
     def make(job: Job) -> None:
         name = f"{job.density}-{job.variant.replace(' ', '_')}-{job.seed}"
         settings = settings_of(job.clock, job.density, job.variant, job.seed)
-        record.add(job, run(options.folder / f"{job.at_once}_at_once", name, settings)[1])
+        try:
+            record.add(job, run(options.folder / f"{job.at_once}_at_once", name, settings)[1])
+        except subprocess.CalledProcessError as error:  # which has said why; the others go on
+            failed.append(shlex.join(error.cmd[1:]))
 
+    failed: list[str] = []
     missing = [] if options.show else [job for job in jobs if job not in record]
     with ThreadPoolExecutor(options.at_once) as pool:
         list(tqdm(pool.map(make, missing), total=len(missing), unit="run", disable=None))
@@ -157,3 +164,5 @@ def compare(
         draw(options.csv.with_suffix(".png"), found, options.densities, shown)
     else:
         print(f"no such runs in {options.csv}")
+    if failed:
+        raise SystemExit("\n".join([f"{len(failed)} of {len(missing)} runs failed:", *failed]))
