@@ -14,14 +14,17 @@ from torch import Tensor
 
 from arguments import Range, checked
 from datasets.data_file import DataFile
-from datasets.target import TargetDensity, Window
+from datasets.target import TargetDensity, Window, in_float64
 
 __all__ = ["Image"]
 
 HALF = 4.0  # half the picture's longer side, in the plane
 
 
-# What makes a picture upright, by the orientation that its camera noted (Exif, tag 0x0112).
+# Tags of TIFF and Exif: bits of a channel, what the number 0 means, and how the camera was held.
+BITS, WHITE_IS_ZERO, ORIENTATION = 258, 262, 274
+
+# What makes a picture upright, by its orientation.
 TURNS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -36,7 +39,7 @@ TURNS = {
 class Image(DataFile, TargetDensity):
     """Constant on each pixel, in proportion to its darkness, and zero outside: so all of it is known exactly.
 
-    The picture is centred, its longer side from -4 to 4. Transparent parts are white.
+    The picture is centred, its longer side from -4 to 4. Transparent parts are empty.
 
     Args:
         path: of the picture, in any format that Pillow reads.
@@ -56,7 +59,8 @@ class Image(DataFile, TargetDensity):
         sha256: str | None = None,
     ) -> None:
         super().__init__(path, sha256, "a picture, as .png or .jpg, that is not blank")
-        light = self._lightness(resolution)
+        light = self._lightness(resolution, "black" if invert else "white")
+        del self.content
         mass = torch.from_numpy(light if invert else 1 - light).flip(0)  # the lowest row first
         if not float(mass.sum()) > 0:
             raise self.refused(f"it is {'black' if invert else 'white'} all over")
@@ -66,23 +70,27 @@ class Image(DataFile, TargetDensity):
         self.mass = mass.flatten() / mass.sum()
         self.total = self.mass.cumsum(0)
 
-    def _lightness(self, resolution: int) -> np.ndarray:
-        """Of each pixel, from 0 to 1, shape (rows, columns), the highest row first."""
+    def _lightness(self, resolution: int, ground: str) -> np.ndarray:
+        """Of each pixel on a `ground` of that colour, from 0 to 1, shape (rows, columns), the highest row first."""
         try:
-            picture = _upright(self.content)
+            picture, turn = _read(self.content)
         except PIL.UnidentifiedImageError as error:
             raise self.refused("it is not a picture") from error
         except Exception as error:  # whatever the damage leads to
             raise self.refused(str(error).partition("\n")[0] or type(error).__name__) from error
-        if picture.mode.startswith("I;16"):
-            picture = PIL.Image.fromarray(np.asarray(picture).astype(np.float32) / 65535)
+        if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
+            tags = getattr(picture, "tag_v2", {})  # of a TIFF, for whose deep greys Pillow heeds neither of these
+            light = np.asarray(picture).astype(np.float32) / (2 ** tags.get(BITS, (16,))[0] - 1)
+            light = 1 - light if tags.get(WHITE_IS_ZERO) == 0 else light
         elif picture.mode in ("I", "F"):
             raise self.refused("its range of brightness is unknown; 8 or 16 bits a channel are known")
         else:
             picture = picture.convert("RGBA")
-            white = PIL.Image.new("RGBA", picture.size, "white")
-            grey = PIL.Image.alpha_composite(white, picture).convert("L")
-            picture = PIL.Image.fromarray(np.asarray(grey).astype(np.float32) / 255)
+            grey = PIL.Image.alpha_composite(PIL.Image.new("RGBA", picture.size, ground), picture).convert("L")
+            light = np.asarray(grey).astype(np.float32) / 255
+        picture = PIL.Image.fromarray(light)
+        if turn is not None:
+            picture = picture.transpose(turn)
         shrink = resolution / max(picture.size)
         if shrink < 1:
             size = [max(round(side * shrink), 1) for side in picture.size]
@@ -109,7 +117,7 @@ class Image(DataFile, TargetDensity):
 
     def _cell(self, x: Tensor) -> Tensor:
         """Column and row of the pixel of each point, shapes (..., 2) to (..., 2)."""
-        y = x.double()
+        y = in_float64(x)
         return ((y - self.corner.to(y)) / self.pixel).floor().clamp(-1, 2**20).long()
 
     @property
@@ -121,15 +129,14 @@ class Image(DataFile, TargetDensity):
         return (-HALF - 0.5, HALF + 0.5), (-HALF - 0.5, HALF + 0.5)
 
 
-def _upright(content: bytes) -> PIL.Image.Image:
-    """The picture, read, and turned as its camera noted: a damaged note is none."""
+def _read(content: bytes) -> tuple[PIL.Image.Image, PIL.Image.Transpose | None]:
+    """The picture, and how it is still to be turned, as its camera noted: a damaged note is none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         picture = PIL.Image.open(io.BytesIO(content))
+        picture.load()  # by which a TIFF is turned, and has no note any longer
         try:
-            orientation = picture.getexif().get(0x0112)
+            orientation = picture.getexif().get(ORIENTATION)
         except Exception:  # whatever the damage leads to, the picture is there
             orientation = None
-        picture.load()
-    turn = TURNS.get(orientation)
-    return picture if turn is None else picture.transpose(turn)
+    return picture, TURNS.get(orientation)

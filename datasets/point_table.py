@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import math
 import re
 
 import numpy as np
@@ -18,8 +19,8 @@ LARGEST = 1e30  # a float32 ends at 3e38, and points are squared
 class PointTable(DataFile):
     """The points of a file, as `table`, shape (n, 2), float64.
 
-    A `.csv` file has two numbers a line, with a comma, a semicolon or a tab between them; its first line may be a
-    header. A `.npy` file has an array of shape (n, 2).
+    A `.csv` file has two numbers a line, with a comma, a semicolon, a tab or spaces between them; its first line may be
+    a header. A `.npy` file has an array of shape (n, 2).
 
     Args:
         path: of the file.
@@ -35,6 +36,7 @@ class PointTable(DataFile):
             path, sha256, f"a .csv file of two numbers a line, or a .npy file of shape (n, 2), n >= {fewest}"
         )
         self.table = self._read_npy() if self.path.suffix.lower() == ".npy" else self._read_csv()
+        del self.content
         if len(self.table) < fewest:
             raise self.refused(f"only {len(self.table)} points")
 
@@ -48,10 +50,12 @@ class PointTable(DataFile):
             raise self.refused(
                 f"it holds {table.dtype} of shape {table.shape}" if hasattr(table, "shape") else "no array"
             )
-        bad = np.nonzero(~(np.abs(table.astype(np.float64)) < LARGEST).all(axis=1))[0]
+        table = table.astype(np.float64, copy=False)
+        bad = np.nonzero(~((table > -LARGEST) & (table < LARGEST)).all(axis=1))[0]
         if len(bad):
-            raise self.refused(f"row {bad[0]} (from 0) is {table[bad[0]].tolist()}")
-        return table.astype(np.float64)
+            why = f"; numbers are below {LARGEST:g}" if np.isfinite(table[bad[0]]).all() else ""
+            raise self.refused(f"row {bad[0]} (from 0) is {table[bad[0]].tolist()}{why}")
+        return table
 
     def _read_csv(self) -> np.ndarray:
         content = self.content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
@@ -64,8 +68,11 @@ class PointTable(DataFile):
         except UnicodeDecodeError as error:
             line = error.object.count(b"\n", 0, error.start) + 2
             raise self.refused(f"line {line} is not UTF-8 text") from error
-        lines = text.replace(";", ",").replace("\t", ",").split("\n")
-        header = int(not any(_begins_as_number(field) for field in lines[0].split(",")))
+        commas = text.replace(";", ",").replace("\t", ",")
+        if "," not in commas:
+            commas = re.sub(r"(?<=\S) +(?=\S)", ",", commas)
+        lines = commas.split("\n")
+        header = int(_is_header(*lines[:2]))
         try:
             table = np.loadtxt(lines[header:], delimiter=",", comments=None, ndmin=2) if lines[header:] else None
         except ValueError:
@@ -74,18 +81,27 @@ class PointTable(DataFile):
             return table
         for number, line in enumerate(lines[header:], header + 1):
             fields = line.split(",")
-            if len(fields) != 2 or not all(_is_number(field) for field in fields):
-                raise self.refused(f"line {number} is {text.split(chr(10))[number - 1][:60]!r}")
+            if len(fields) != 2 or not all(_is_number(field, LARGEST) for field in fields):
+                is_large = len(fields) == 2 and all(_is_number(field, math.inf) for field in fields)
+                why = f"; numbers are below {LARGEST:g}" if is_large else ""
+                raise self.refused(f"line {number} is {text.split(chr(10))[number - 1][:60]!r}{why}")
         raise self.refused("no points")
 
 
-def _begins_as_number(text: str) -> bool:
-    """Whether it is no column's name: what is wrong with it is to be said then."""
-    return re.match(r"""["' ]*([-+]?\.?\d|[-+]?(nan|inf)\b)""", text, re.IGNORECASE) is not None
+def _is_header(first: str, second: str = "") -> bool:
+    """Whether the first line names the columns. What is wrong with it is to be said where it does not."""
+    if first == "0,1":  # as pandas writes where there are no names
+        return all("." in field for field in second.split(","))
+    if not first:
+        return not second  # there is nothing at all
+    if not any(letter.isalpha() or letter == "\ufffd" for letter in first):  # or one of another encoding
+        return False
+    numeric = re.compile(r"""["' ]*[-+]?(\.?\d|(nan|inf|infinity)\b)""", re.IGNORECASE)
+    return not any(numeric.match(field) for field in first.split(","))
 
 
-def _is_number(text: str) -> bool:
+def _is_number(text: str, limit: float) -> bool:
     try:
-        return text.isascii() and "_" not in text and abs(float(text)) < LARGEST
+        return text.isascii() and "_" not in text and abs(float(text)) < limit
     except ValueError:
         return False

@@ -59,6 +59,7 @@ class Points(PointTable, Target):
                 raise self.refused(
                     f"{name} is {mean:.6g} ± {std:.2g}, too far from zero for float32: subtract its mean"
                 )
+        del self.table  # both parts are there
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
         """Points to train on, each of them once in a random order before any comes again."""
@@ -89,7 +90,8 @@ def window_of(points: Tensor) -> Window:
     ends = torch.tensor([outside, 1 - outside]).to(part)
     low, high = torch.quantile(part, ends, dim=0, interpolation="nearest").tolist()
     middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
-    half = [0.55 * (b - a) or 1.0 for a, b in zip(low, high, strict=True)]
+    spans = (part.amax(dim=0) - part.amin(dim=0)).tolist()  # where all but a few have one value
+    half = [0.55 * (b - a or span) or 1.0 for a, b, span in zip(low, high, spans, strict=True)]
     if max(half) <= 3 * min(half):
         half = [max(half)] * 2
     (left, bottom), (right, top) = ([m + sign * h for m, h in zip(middle, half, strict=True)] for sign in (-1, 1))

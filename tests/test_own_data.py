@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import shutil
+import struct
 import time
 import warnings
 from collections.abc import Callable
@@ -15,10 +18,12 @@ import torch
 
 from arguments import ArgumentError
 from datasets.image import Image
-from datasets.points import Points
+from datasets.point_table import PointTable
+from datasets.points import Points, window_of
 from tests.conftest import TINY, Result, same_weights
 from tests.conftest import table as rows_of
 from training.checkpoint import save_checkpoint
+from training.configuration import load_config
 from training.density_grid import DensityGrid
 from training.run_folder import load_run
 
@@ -42,8 +47,9 @@ class TestPoints:
     @pytest.mark.parametrize(
         "text",
         ["\n".join(GOOD), "x,y\n" + "\n".join(GOOD) + "\n\n", "\ufeffa;b\r\n" + "\r\n".join(GOOD).replace(",", ";"),
-         "\n".join(GOOD).replace(",", "\t"), "\n".join(GOOD).replace(",", " , ")],
-        ids=["plain", "header", "semicolons", "tabs", "spaces"],
+         "\n".join(GOOD).replace(",", "\t"), "\n".join(GOOD).replace(",", " , "),
+         "x y\n" + "\n".join(GOOD).replace(",", "  "), "0,1\n" + "\n".join(GOOD).replace(",", ".0,")],
+        ids=["plain", "header", "semicolons", "tabs", "spaces about commas", "spaces alone", "pandas without names"],
     )  # fmt: skip
     def test_reads_what_people_have(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "a.csv").write_text(text, newline="", encoding="utf-8")
@@ -56,7 +62,8 @@ class TestPoints:
         ("line", "bad"),
         [(1, "1,x"), (9, "3"), (9, "1,2,3"), (9, ""), (9, "a,b"), (9, "1,nan"), (9, "inf,1"), (9, "1,1e39"), (9, "1 2"),
          (9, "1_0,2"), (9, '"1","2"'), (9, "1,"), (9, "0x1,2"), (40, "1,2,"),
-         (1, '"1.5","2.5"'), (1, "1 2"), (1, "0x1,0x2"), (1, "-.5.1, +3a"), (1, "nan,x")],
+         (1, '"1.5","2.5"'), (1, "1 2"), (1, "0x1,0x2"), (1, "-.5.1, +3a"), (1, "nan,x"), (1, "Infinity,-infinity"),
+         (1, ","), (1, "-,-"), (1, "")],
     )  # fmt: skip
     def test_a_bad_line_is_named(self, tmp_path: Path, line: int, bad: str) -> None:
         lines = [*GOOD[: line - 1], bad, *GOOD[line:], "5,5"]
@@ -71,7 +78,7 @@ class TestPoints:
     ) -> None:
         lines = ["x °C,y".encode("cp1252"), *(line.encode() for line in GOOD)]
         (tmp_path / "a.csv").write_bytes(mark + end.join(lines))
-        assert len(Points(str(tmp_path / "a.csv")).table) == 40
+        assert len(PointTable(str(tmp_path / "a.csv")).table) == 40
         lines[4] = b"\xff,3"
         (tmp_path / "a.csv").write_bytes(mark + end.join(lines))
         with pytest.raises(ArgumentError, match="line 5 is not UTF-8 text"):
@@ -91,6 +98,21 @@ class TestPoints:
         (tmp_path / "a.csv").write_bytes(content)
         with pytest.raises(ArgumentError, match=words):
             Points(str(tmp_path / "a.csv"))
+
+    def test_what_is_wrong_with_a_number_is_said(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("\n".join([*GOOD, "1,1e31"]))
+        np.save(tmp_path / "a.npy", np.full((30, 2), 1e31))
+        for name, where in (("a.csv", "line 41 is '1,1e31'"), ("a.npy", r"row 0 \(from 0\) is \[1e\+31, 1e\+31\]")):
+            with pytest.raises(ArgumentError, match=where + r"; numbers are below 1e\+30$"):
+                Points(str(tmp_path / name))
+
+    @pytest.mark.parametrize("unit", [1e-4, 1e6])
+    def test_the_window_is_in_the_datas_own_units_where_nearly_all_have_one_value(self, unit: float) -> None:
+        x = torch.zeros(40, 2)
+        x[:, 1] = torch.linspace(0, unit, 40)
+        x[0, 0], x[-1, 0] = -unit, unit
+        ((left, right), _) = window_of(x)
+        assert 2 * unit < right - left < 3 * unit
 
     @pytest.mark.parametrize(
         "array",
@@ -127,7 +149,7 @@ class TestPoints:
         (tmp_path / "kept.npy").rename(tmp_path / "0f3a")
         (tmp_path / "a.npy").symlink_to("0f3a")
         monkeypatch.setenv("HOME", str(tmp_path))
-        assert len(Points("~/a.npy").table) == 400
+        assert len(PointTable("~/a.npy").table) == 400
 
     def test_what_is_held_out_decides_nothing(self, tmp_path: Path) -> None:
         """Neither the mean nor the standard deviation by which a flow standardizes."""
@@ -307,6 +329,19 @@ class TestRun:
         assert (result.status, result.err) == (0, "")
         assert before == {name: (tmp_path / "sweep" / name).read_bytes() for name in made}
 
+    def test_a_sweep_goes_on_with_its_file_from_elsewhere(
+        self, run: Run, table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        settings = (*TINY, "trainer.plots=false", "hydra.sweep.dir=sweep")
+        assert run("train", "-m", "data=points", "data.path=my.csv", *settings, "seed=0,1").status == 0
+        shutil.rmtree(tmp_path / "sweep" / "1")  # as if stopped before
+        (tmp_path / "elsewhere").mkdir()
+        (tmp_path / "elsewhere" / "my.csv").write_text("\n".join(GOOD))  # another
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert run("train", "-m", f"resume={tmp_path / 'sweep'}").status == 0
+        digests = {load_config(tmp_path / "sweep" / number, "resume").data.sha256 for number in "01"}
+        assert digests == {hashlib.sha256(table.read_bytes()).hexdigest()}
+
     def test_a_sweep_with_a_bad_file_writes_nothing(self, run: Run, table: Path, tmp_path: Path) -> None:
         (tmp_path / "bad.csv").write_text("1,2\n3,x\n")
         result = run("train", "-m", "data=points", "data.path=my.csv,bad.csv", *TINY)
@@ -372,6 +407,42 @@ class TestImage:
         upright, turned = (Image(str(tmp_path / f"{name}.png")) for name in ("upright", "turned"))
         assert (turned.rows, turned.columns) == (4, 2)
         assert torch.equal(turned.mass, upright.mass)
+
+    @pytest.mark.parametrize("orientation", [3, 6, 8])
+    def test_a_tiff_is_turned_once(self, tmp_path: Path, orientation: int) -> None:
+        picture = PIL.Image.fromarray(np.arange(8, dtype=np.uint8).reshape(2, 4) * 30)
+        for name in ("a.png", "a.tiff"):
+            exif = PIL.Image.Exif()
+            exif[0x0112] = orientation
+            picture.save(tmp_path / name, exif=exif)
+        png, tiff = (Image(str(tmp_path / name)) for name in ("a.png", "a.tiff"))
+        assert (tiff.rows, tiff.columns) == (png.rows, png.columns)
+        assert torch.equal(tiff.mass, png.mass)
+
+    @pytest.mark.parametrize(("bits", "white_is_zero"), [(12, False), (16, False), (16, True)])
+    def test_deep_greys_of_a_tiff_are_of_their_range(self, tmp_path: Path, bits: int, white_is_zero: bool) -> None:
+        numbers = [0, (2**bits - 1) // 4, 2 ** (bits - 1), 2**bits - 1]
+        packed = struct.pack("<4H", *numbers)
+        if bits == 12:  # the highest bits first
+            packed = sum(number << 12 * (3 - place) for place, number in enumerate(numbers)).to_bytes(6, "big")
+        tags = {256: 4, 257: 1, 258: bits, 259: 1, 262: int(not white_is_zero), 273: 8, 277: 1, 278: 1, 279: bits // 2}
+        entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+        directory = struct.pack("<H", len(tags)) + entries + bytes(4)
+        (tmp_path / "a.tiff").write_bytes(b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed + directory)
+        darkness = torch.tensor([0.0, 0.25, 0.5, 1.0] if white_is_zero else [1.0, 0.75, 0.5, 0.0], dtype=torch.float64)
+        torch.testing.assert_close(Image(str(tmp_path / "a.tiff")).mass, darkness / darkness.sum(), rtol=0, atol=1e-3)
+
+    def test_a_deep_grey_pgm(self, tmp_path: Path) -> None:
+        (tmp_path / "a.pgm").write_bytes(b"P5 3 1 1000\n" + struct.pack(">3H", 0, 500, 1000))
+        mass = Image(str(tmp_path / "a.pgm")).mass
+        torch.testing.assert_close(mass, torch.tensor([2 / 3, 1 / 3, 0], dtype=torch.float64), rtol=0, atol=1e-4)
+
+    @pytest.mark.parametrize("invert", [False, True])
+    def test_what_is_transparent_is_empty(self, tmp_path: Path, invert: bool) -> None:
+        picture = PIL.Image.new("RGBA", (4, 1), (0, 0, 0, 0))
+        picture.putpixel((1, 0), (255, 255, 255, 255) if invert else (0, 0, 0, 255))
+        picture.save(tmp_path / "a.png")
+        assert Image(str(tmp_path / "a.png"), invert=invert).mass.tolist() == [0, 1, 0, 0]
 
     @pytest.mark.parametrize("kind", ["png", "jpg", "webp"])
     @pytest.mark.parametrize("note", [b"Exif\0\0junk", b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01"])
