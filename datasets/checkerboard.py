@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window, panels, square
+from datasets.target import TargetDensity, Window, in_float64, panels, square
 
 __all__ = ["Checkerboard"]
 
@@ -43,7 +43,7 @@ class Checkerboard(TargetDensity):
         return torch.minimum(x, torch.nextafter((corner + SIDE).float(), torch.tensor(-math.inf)))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x.double()
+        y = in_float64(x)
         even, odd = (self._log_share(y, starts) for starts in (EVEN, ODD))  # of x and of y, shape (..., 2)
         return (torch.logaddexp(even.sum(-1), odd.sum(-1)) - math.log(AREA)).to(x.dtype)
 
@@ -71,4 +71,4 @@ class Checkerboard(TargetDensity):
 
     @property
     def window(self) -> Window:
-        return square(4.25 + 4 * self.noise)
+        return square(4.25 + 4.5 * self.noise)

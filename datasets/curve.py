@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.target import TargetDensity
+from datasets.target import TargetDensity, in_float64
 
 __all__ = ["CurveDensity"]
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(10)
-PANEL = 3.0  # length of a panel in standard deviations of the noise
+PANEL = 3.0  # length of a panel in standard deviations of the noise, at most
+FEWEST_PANELS = 16  # which are short beside the turns of a curve, too
 NEGLIGIBLE = 22.0  # e^-22 = 3e-10
 REACH = 8.0  # standard deviations of the noise around the curve, outside of which nothing adds to the entropy
 CHUNK = 256  # points at a time: what stays in a CPU's cache
@@ -47,7 +48,7 @@ class CurveDensity(TargetDensity):
         """The log-density, with `noise` as the unit of length, of all the noise together: shapes (..., 2) to (...)."""
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x.double().reshape(-1, 2)
+        y = in_float64(x).reshape(-1, 2)
         return torch.cat([self._log_prob(part) for part in y.split(CHUNK)]).view(x.shape[:-1]).to(x.dtype)
 
     def _log_prob(self, y: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ class CurveDensity(TargetDensity):
         point, panel = torch.nonzero(nearest**2 - furthest**2 < 2 * NEGLIGIBLE * self.noise**2, as_tuple=True)
         log_terms = self.log_kernel((y / self.noise)[point].unsqueeze(1) - nodes[panel]) + log_weights[panel]
         log_terms = torch.logsumexp(log_terms, dim=1)
-        largest = y.new_full((len(y),), -math.inf).scatter_reduce(0, point, log_terms, "amax")
+        largest = y.new_full((len(y),), -math.inf).scatter_reduce(0, point, log_terms.detach(), "amax")
         total = torch.zeros_like(largest).index_add(0, point, (log_terms - largest[point]).exp())
         return total.log() + largest - 2 * math.log(self.noise)
 
@@ -86,7 +87,7 @@ class CurveDensity(TargetDensity):
         t = torch.linspace(0, 1, 20_001, dtype=torch.float64)
         steps = torch.linalg.vector_norm(self.curve(t).diff(dim=0), dim=1)
         length = np.concatenate([[0.0], steps.cumsum(0).numpy()])
-        n = math.ceil(length[-1] / (PANEL * self.noise))
+        n = max(math.ceil(length[-1] / (PANEL * self.noise)), FEWEST_PANELS)
         cuts = torch.from_numpy(np.interp(np.linspace(0, length[-1], n + 1), length, t.numpy()))
         start, width = cuts[:-1, None], cuts.diff()[:, None]
         t = start + width * torch.from_numpy((NODES + 1) / 2)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window, square
+from datasets.target import TargetDensity, Window, in_float64, square
 
 __all__ = ["Diamond"]
 
@@ -44,7 +44,7 @@ class Diamond(TargetDensity):
         return (torch.stack([a + b, b - a], dim=1) / math.sqrt(2)).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x.double()
+        y = in_float64(x)
         a, b = y.unbind(-1)  # turned back, the coordinates are independent
         return (self._log_prob_along((a - b) / math.sqrt(2)) + self._log_prob_along((a + b) / math.sqrt(2))).to(x.dtype)
 
@@ -64,4 +64,4 @@ class Diamond(TargetDensity):
 
     @property
     def window(self) -> Window:
-        return square(math.sqrt(2) * BOUND + 3 * self.noise)
+        return square(math.sqrt(2) * BOUND + 4.5 * self.noise)

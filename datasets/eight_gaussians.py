@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import Noise, TargetDensity, Window, square
+from datasets.target import Noise, TargetDensity, Window, in_float64, square
 
 __all__ = ["EightGaussians"]
 
@@ -37,7 +37,7 @@ class EightGaussians(TargetDensity):
         return (mean + noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x.double()
+        y = in_float64(x)
         variance = (self.noise / DIVISOR) ** 2
         squares = ((y.unsqueeze(-2) - self.means.to(y)) ** 2).sum(-1)
         return (torch.logsumexp(-squares / (2 * variance), dim=-1) - math.log(8 * 2 * math.pi * variance)).to(x.dtype)

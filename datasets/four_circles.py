@@ -9,7 +9,7 @@ from torch import Tensor
 
 from arguments import checked
 from datasets.rings import log_ring
-from datasets.target import Noise, TargetDensity, Window, square
+from datasets.target import Noise, TargetDensity, Window, in_float64, square
 
 __all__ = ["FourCircles"]
 
@@ -39,7 +39,7 @@ class FourCircles(TargetDensity):
         return (centre + circle + noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x.double()
+        y = in_float64(x)
         r = torch.linalg.vector_norm(y.unsqueeze(-2) - y.new_tensor(CENTRES), dim=-1)
         log_circle = log_ring(r, RADIUS, self.noise)
         return (torch.logsumexp(log_circle, dim=-1) - math.log(len(CENTRES))).to(x.dtype)

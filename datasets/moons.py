@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from arguments import checked
-from datasets.target import Noise, TargetDensity, Window, panels, square
+from datasets.target import Noise, TargetDensity, Window, in_float64, panels, square
 
 __all__ = ["Moons"]
 
@@ -41,7 +41,7 @@ class Moons(TargetDensity):
         return (x + 2 * self.noise * torch.randn(n, 2, generator=generator, dtype=torch.float64)).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x.double()
+        y = in_float64(x)
         centres = y.new_tensor([UPPER, LOWER])
         offset = (y.unsqueeze(-2) - centres) * y.new_tensor([[1.0], [-1.0]])  # turned, so that both arcs face up
         return (torch.logsumexp(self._log_prob_of_arc(offset), dim=-1) - math.log(2)).to(x.dtype)
@@ -106,4 +106,6 @@ def _log_falling_integral(kappa: Tensor, start: Tensor, end: Tensor) -> Tensor:
     for node, weight in zip((NODES + 1) / 2, WEIGHTS / 2, strict=True):
         t = start + length * float(node)
         value += float(weight) * torch.exp(-2 * kappa * (torch.sin(t / 2) ** 2 - first))
-    return (value * length.clamp(min=0)).log() - 2 * kappa * first
+    integral = value * length.clamp(min=0)
+    some = integral > 0  # an empty piece has no slope either, not that of a logarithm at 0
+    return torch.where(some, torch.where(some, integral, 1.0).log(), -math.inf) - 2 * kappa * first

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from arguments import checked
-from datasets.target import Length, Noise, TargetDensity, Window, panels, square
+from datasets.target import Length, Noise, TargetDensity, Window, in_float64, panels, square
 
 __all__ = ["Rings", "log_ring"]
 
@@ -42,7 +42,7 @@ class Rings(TargetDensity):
         return (self.radii[ring].unsqueeze(1) * circle + noise).float()
 
     def log_prob(self, x: Tensor) -> Tensor:
-        y = x.double()
+        y = in_float64(x)
         r = torch.linalg.vector_norm(y, dim=-1, keepdim=True)
         R = self.radii.to(y)
         return (torch.logsumexp(log_ring(r, R, self.noise), dim=-1) - math.log(len(R))).to(x.dtype)

@@ -45,4 +45,4 @@ class SwissRoll(CurveDensity):
 
     @property
     def window(self) -> Window:
-        return square((START + TURNS) / SCALE + 4 * self.noise)
+        return square((START + TURNS) / SCALE + 4.5 * self.noise)

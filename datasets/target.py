@@ -136,7 +136,7 @@ class TargetDensity(Target):
     @staticmethod
     def check_noise(noise: float, size: float, name: str = "noise") -> None:
         """Refuse noise that points of this `size`, in float32, cannot show: what is learned would be their rounding."""
-        if 0 < noise < (least := size * 2**-22):
+        if 0 < noise < (least := max(size * 2**-22, 1e-18)):
             raise ArgumentError(name, f"at least {least:.2g}, twice the spacing of points in float32", repr(noise))
 
     def _mass_and_entropy(self, x: Tensor) -> Tensor:
@@ -163,6 +163,16 @@ def midpoints(window: Window, side: int) -> Tensor:
     x, y = (torch.linspace(low, high, 2 * side + 1, dtype=torch.float64)[1::2] for low, high in window)
     rows, columns = torch.meshgrid(y, x, indexing="ij")
     return torch.stack([columns, rows], dim=-1).view(-1, 2)
+
+
+def in_float64(x: Tensor) -> Tensor:
+    """
+    Raises:
+        TypeError: `x` is of whole numbers, to which a log-density would be rounded.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"points are of floating-point numbers, as x.float() is; got {x.dtype}")
+    return x.double()
 
 
 def square(half: float) -> Window:

@@ -49,7 +49,7 @@ class TwoSpirals(CurveDensity):
         distance, half = offset.abs(), HALF_SIDE / self.noise
         scaled, side = distance / math.sqrt(2), half / math.sqrt(2)
         p = (torch.special.erfc(scaled - side) - torch.special.erfc(scaled + side)).prod(dim=-1) / (4 * half) ** 2
-        log_p = p.log()
+        log_p = p.clamp(min=1e-300).log()
         tiny = p < 1e-250  # soon below the range of numbers: there in logarithms, which cost twice as much
         if tiny.any():
             near, far = (torch.special.log_ndtr(end - distance[tiny]) for end in (half, -half))
@@ -74,4 +74,4 @@ class TwoSpirals(CurveDensity):
 
     @property
     def window(self) -> Window:
-        return square(TURNS / SCALE + 2 * HALF_SIDE + 4 * self.noise)
+        return square(TURNS / SCALE + 2 * HALF_SIDE + 4.5 * self.noise)

@@ -22,8 +22,9 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from arguments import ArgumentError
-from datasets import TargetDensity
+from datasets import TargetDensity, curve
 from datasets.checkerboard import Checkerboard
+from datasets.curve import CurveDensity
 from datasets.diamond import Diamond
 from datasets.eight_gaussians import EightGaussians
 from datasets.four_circles import FourCircles
@@ -109,6 +110,30 @@ class TestContract:
         log_p = density.log_prob(density.sample(DRAWS // 4, torch.Generator().manual_seed(1)).double())
         stderr = float(log_p.std()) / math.sqrt(len(log_p))
         assert density.entropy == pytest.approx(-float(log_p.mean()), abs=4 * stderr + 1e-12)
+
+    def test_score_is_the_slope_of_log_prob(self, density: TargetDensity) -> None:
+        """At samples, and out to three times the window; where steps of two lengths find the same slope."""
+        samples = density.sample(200, torch.Generator().manual_seed(3)).double()
+        x = torch.cat([samples, 3 * samples, grid(density, 12, wider=2.0)[0]]).requires_grad_()
+        log_p = density.log_prob(x)
+        score = torch.zeros_like(x)  # of what is constant piece by piece
+        if log_p.requires_grad:
+            (score,) = torch.autograd.grad(log_p.sum(), x)
+        x, inside = x.detach(), torch.isfinite(log_p)
+        found = [
+            torch.stack([(density.log_prob(x + step) - density.log_prob(x - step)) / (2 * h)
+                         for step in h * torch.eye(2, dtype=torch.float64)], dim=1)
+            for h in (1e-6, 2e-6)
+        ]  # fmt: skip
+        smooth = inside & ((found[0] - found[1]).abs() < 1e-4 * (1 + found[0].abs())).all(dim=1)
+        assert float(smooth.sum()) > 0.9 * float(inside.sum())
+        assert torch.isfinite(score).all()
+        torch.testing.assert_close(score[smooth], found[0][smooth], rtol=1e-3, atol=1e-3)
+
+    def test_whole_numbers_are_refused(self, density: TargetDensity) -> None:
+        """A log-density that is rounded to one would pass for one."""
+        with pytest.raises(TypeError, match=r"got torch\.int64"):
+            density.log_prob(torch.tensor([[1, 1]]))
 
     def test_sampler_repeats_with_its_generator(self, density: TargetDensity) -> None:
         draws = [density.sample(1000, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
@@ -419,6 +444,37 @@ def test_what_is_too_thin_for_its_entropy_is_refused() -> None:
     # And the least that the refusal speaks of is accepted.
     least = float(re.search(r"such as (\S+) or more", str(refusal.value))[1])
     assert math.isfinite(EightGaussians(radius=0.0, noise=least).entropy)
+
+
+def test_blades_too_thin_where_they_cross_are_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"^tangential_noise accepts what makes blades wide enough to integrate"):
+        Pinwheel(radial_noise=0.5, tangential_noise=0.001).entropy  # noqa: B018
+
+
+@pytest.mark.parametrize("kind", [SwissRoll, TwoSpirals])
+def test_a_curve_is_integrated_along_its_turns_however_wide_the_noise(
+    kind: type[CurveDensity], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    angle = torch.linspace(0, 2 * math.pi, 25, dtype=torch.float64)
+    x = 30 * torch.cat([r * torch.stack([angle.cos(), angle.sin()], dim=1) for r in (2.0, 8.0)])
+    found = kind(noise=30.0).log_prob(x)
+    monkeypatch.setattr(curve, "FEWEST_PANELS", 200)
+    torch.testing.assert_close(found, kind(noise=30.0).log_prob(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "density", [Diamond(side=2, noise=0.15), Diamond(side=4, noise=2.0), SwissRoll(noise=20.0), Checkerboard(noise=9.0)]
+)
+def test_a_window_holds_nearly_all_whatever_the_noise(density: TargetDensity) -> None:
+    x = density.sample(400_000, torch.Generator().manual_seed(5))
+    low, high = torch.tensor(density.window).T
+    assert float(((x < low) | (x > high)).any(dim=1).float().mean()) < 1e-4
+
+
+def test_lengths_that_float32_cannot_square_are_refused() -> None:
+    for make in (lambda: EightGaussians(radius=0.0, noise=1e-170), lambda: Rings(scale=1e-50, noise=1e-51)):
+        with pytest.raises(ArgumentError, match=r"^noise accepts at least 1e-18"):
+            make()
 
 
 @pytest.mark.parametrize("make", [Moons, Checkerboard, lambda noise: Rings(scale=100.0, noise=noise), EightGaussians])
