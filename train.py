@@ -49,7 +49,7 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
 
     target = build_target(config)
     config.data.update(target.origin)
-    flow = build_flow(config)
+    flow = build_flow(config, stored=settings.resume is not None)
     if target.in_own_units:
         flow.bijections[0].load_state_dict({"mean": target.mean, "std": target.std})
     flow = flow.to(device)
@@ -82,9 +82,9 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
                 print(message + why_not_compiled, file=sys.stderr)
             evaluation = trainer.fit()
         if not (folder / "report.html").exists():  # a run that is finished may have been killed before it
-            write_run_report(folder)
             if logger is not None:
                 logger.finish(folder, config, load_summary(folder))
+            write_run_report(folder)
     print(f"{evaluation.headline}; all files in {folder}")
     return evaluation.merit
 

@@ -22,8 +22,10 @@ import torch
 
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
+from training.checkpoint import load_checkpoint
 from training.evaluation import log_prob
 from training.interruption import Interrupted, Interruption
+from training.learner import Learner
 from training.run_folder import load_run
 from training.trainer import Trainer
 
@@ -82,6 +84,53 @@ SYNCED = (
     "config.yaml", "target.npz", "checkpoint.pt", "metrics.csv", "epoch_0001.npy", "epoch_0001.png", "density.gif",
     "transport.gif", "checkpoint.pt", "metrics.csv", "epoch_0002.npy", "epoch_0002.png",
 )  # fmt: skip
+
+
+def test_a_launchers_signal_is_handed_on_when_all_is_saved(
+    run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As before a time limit of a cluster, whose launcher queues the job again and ends it."""
+    folder, update, saved = tmp_path / "queued", Learner.update, []
+
+    def update_and_signal(self: Learner, rate: float) -> torch.Tensor:
+        norm = update(self, rate)
+        if self.steps == 7:
+            signal.raise_signal(signal.SIGUSR2)
+        return norm
+
+    def queue_again(number: int, frame: object) -> None:
+        saved.append(load_checkpoint(folder, "resume")["progress"]["step"])
+        raise SystemExit(99)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "update", update_and_signal)
+        before = signal.signal(signal.SIGUSR2, queue_again)
+        try:
+            assert run("train", *TINY, folder=folder).status == 99
+        finally:
+            signal.signal(signal.SIGUSR2, before)
+    assert saved == [7]
+    assert run("train", f"resume={folder}").status == 0
+    assert kills.end(folder) == kills.end(whole.folder)
+
+
+def test_an_error_does_not_swallow_a_signal() -> None:
+    """Or a sweep would go on with its next run, though it was told to stop."""
+    stopped = []
+
+    def be_told_and_fail() -> None:
+        with Interruption():
+            signal.raise_signal(signal.SIGTERM)
+            assert stopped == []
+            raise ValueError("of the run")
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
+    try:
+        with pytest.raises(ValueError, match="of the run"):
+            be_told_and_fail()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert stopped == [signal.SIGTERM]
 
 
 def path_of(handle: int) -> Path:

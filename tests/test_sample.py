@@ -151,3 +151,11 @@ def test_bad_input_is_one_line_and_status_2(run: Run, trained: Path, override: s
     assert result.status == 2
     (line,) = result.err.strip().splitlines()
     assert line.startswith(f"sample.py: {words}")
+
+
+def test_of_several_runs_each_has_its_results(run: Run, trained: Path, tmp_path: Path) -> None:
+    result = run("sample", "-m", f"run={trained}", "n=10", "seed=0,1")
+    assert (result.status, result.out) == (2, "")
+    assert result.err == "sample.py: seed accepts one value: only run and out take several; got 'seed=0,1'\n"
+    assert run("sample", "-m", f"run={trained}", "n=10", f"out={tmp_path / 'a'},{tmp_path / 'b'}").status == 0
+    assert {path.name for path in tmp_path.glob("[ab]/*")} == {"samples.npy", "log_prob.npy", "samples.png"}

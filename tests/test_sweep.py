@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +17,8 @@ import torch
 from PIL import Image
 
 import train
+from arguments import ArgumentError
+from atomic import locked
 from plots.sheet import Sheet
 from tests.conftest import TINY, Result, start, table
 from training import sheets
@@ -248,6 +253,28 @@ class TestSweep:
             "stopped waiting; what was submitted may still run: when it has ended, go on with: "
             f"python train.py -m resume={tmp_path}"
         )
+
+    def test_a_worker_that_outlived_its_sweep_is_waited_for(self, tmp_path: Path) -> None:
+        handle = os.open(tmp_path, os.O_RDONLY)
+        with locked(handle, wait=False):
+            waiting = threading.Thread(target=Sweep(tmp_path, [])._wait_for_others, args=(tmp_path,))
+            waiting.start()
+            waiting.join(0.2)
+            assert waiting.is_alive()
+        waiting.join(10)
+        assert not waiting.is_alive()
+        os.close(handle)
+
+    def test_a_sweep_that_cannot_be_written_down_leaves_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def full(path: Path, data: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr("training.sweep.write_atomically", full)
+        with pytest.raises(ArgumentError, match="No space left on device"):
+            Sweep(tmp_path, []).create()
+        assert list(tmp_path.iterdir()) == []
 
     def test_a_sheet_of_many_runs_shows_the_best(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -119,6 +119,11 @@ def _dispatch(
     exclusive = ("run", "multirun", "cfg", "info", "shell_completion")
     if len(given := [f"--{name.replace('_', '-')}" for name in exclusive if getattr(arguments, name)]) > 1:
         _exit(2, f"{' and '.join(given)} do not go together")
+    if arguments.multirun and not resumable:  # results stand in the run's folder, or in out
+        for override in parse(arguments.overrides):
+            key = override.key_or_group
+            if override.is_sweep_override() and key not in ("run", "out"):
+                raise ArgumentError(key, "one value: only run and out take several", repr(override.input_line))
     asks_hydra = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
     if asks_hydra or (arguments.multirun and not resumable):
         with _read_as_far_as_wanted():

@@ -39,7 +39,7 @@ HOMES = {
     "logger": "training.tensorboard",
 }
 OPTIONAL = ("logger",)
-NOT_TYPED = (POWER_ITERATIONS, 5)  # defaults, now and in earlier versions: one stands in the config of every run
+DEFAULTS = (POWER_ITERATIONS, 5)  # of power iterations, now and in earlier versions
 WAITING = ("optimizer", "trainer", "logger")  # groups that are built in two steps, `_partial_`
 
 
@@ -118,8 +118,12 @@ def build(node: DictConfig, **arguments: Any) -> Any:
         raise
 
 
-def build_flow(config: DictConfig) -> Flow:
+def build_flow(config: DictConfig, stored: bool = False) -> Flow:
     """Build the flow. Before one of data in units of their own stands a Standardize, yet to be set.
+
+    Args:
+        config: the configuration.
+        stored: whether it is of a run that began, maybe by an earlier version.
 
     Raises:
         ArgumentError: there is an estimator, or a number of power iterations, and the flow has no use for one.
@@ -129,7 +133,8 @@ def build_flow(config: DictConfig) -> Flow:
         raise ArgumentError("estimator", accepts, config.choices.estimator)
     flow = build(config.flow, dimensions=2)
     iterations = config.trainer.get("power_iterations", POWER_ITERATIONS)
-    if flow.lipschitz() is None and iterations not in NOT_TYPED:
+    not_typed = DEFAULTS if stored else DEFAULTS[:1]  # one stands in every configuration
+    if flow.lipschitz() is None and iterations not in not_typed:
         accepts = f"nothing: flow={config.choices.flow} has no Lipschitz constant to hold"
         raise ArgumentError("trainer.power_iterations", accepts, repr(iterations))
     if _target_class(config).in_own_units:

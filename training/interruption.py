@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, noted when they come and acted on when it is safe."""
+"""Ctrl-C, SIGTERM and what a launcher sends, noted when they come and acted on when it is safe."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from types import FrameType, TracebackType
 
 __all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly", "stop_signals"]
 
+OF_LAUNCHERS = [signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else []  # not on Windows
 SIGPIPE = getattr(signal, "SIGPIPE", 13)  # missing on Windows; sent when the reader of what is said has left
 
 
@@ -24,8 +25,12 @@ def exit_as_ever() -> None:
 
 
 def stop_signals() -> list[int]:
-    """SIGINT and SIGTERM, but for what was to be ignored, as Ctrl-C by what a script leaves in the background."""
-    return [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    """SIGINT and SIGTERM, but for what was to be ignored, as Ctrl-C by what a script leaves in the background.
+
+    And SIGUSR2 where a launcher listens to it, as submitit does to queue a job again that meets its time limit.
+    """
+    asked = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
+    return asked + [number for number in OF_LAUNCHERS if callable(signal.getsignal(number))]
 
 
 class Interrupted(SystemExit):
@@ -53,6 +58,14 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        handler = self._previous.get(self.number)
+        if isinstance(error, Exception) and callable(handler) and handler is not signal.default_int_handler:
+            signal.raise_signal(self.number)  # a sweep's, or a launcher's: the error must not swallow the signal
+
+    def hand_on(self) -> None:
+        """Let a launcher have its signal, now that all is saved."""
+        if self.number in OF_LAUNCHERS:
+            signal.raise_signal(self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number

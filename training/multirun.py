@@ -93,6 +93,7 @@ def run_many(
         sweep = Sweep(Path(hydra_config.sweep.dir), kept)
         sweep.create()
     sweep.is_submitted = "submitit" in hydra_config.launcher._target_
+    sweep.is_here = hydra_config.launcher._target_ == BASIC_LAUNCHER
     options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
     sweep.options = [text for option, given in options if given for text in (option, given)]
 

@@ -191,7 +191,7 @@ def load_run(folder: Path, setting: str = "run", device: torch.device | None = N
     config = load_config(folder, setting)
     check_config(config)
     state = load_checkpoint(folder, setting)
-    flow = build_flow(config)
+    flow = build_flow(config, stored=True)
     with belonging_together(folder, setting):
         flow.load_state_dict(state["learner"]["average"])
         if not all(torch.isfinite(tensor).all() for tensor in (*flow.parameters(), *flow.buffers())):

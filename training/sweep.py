@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shlex
 import signal
 import sys
@@ -23,7 +24,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from arguments import ArgumentError
-from atomic import write_atomically
+from atomic import locked, write_atomically
 from training.configuration import load_config
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.interruption import SIGPIPE, Interrupted, stop_signals
@@ -79,13 +80,16 @@ class Sweep:
 
     Attributes:
         options: those of the command line that all its runs need.
+        begun_in: the folder that paths of data are relative to.
         is_submitted: whether its runs are jobs of a cluster, which do not end with what waits for them.
+        is_here: whether they are made in this process.
     """
 
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self.folder, self.overrides = folder.resolve(), overrides
+        self.begun_in = os.getcwd()
         self.options: list[str] = []
-        self.is_submitted = False
+        self.is_submitted, self.is_here = False, True
 
     @classmethod
     def stored(cls, folder: Path) -> Sweep:
@@ -96,7 +100,8 @@ class Sweep:
         """
         accepts = f"a folder written by train.py -m, with its {SWEEP}"
         try:
-            overrides = json.loads((folder / SWEEP).read_text(encoding="utf-8"))["overrides"]
+            content = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
+            overrides = content["overrides"]
             # A file may come from anyone: it may choose settings, not name code to run.
             foreign = [
                 item.input_line for item in OverridesParser.create().parse_overrides(overrides) if _foreign(item)
@@ -105,7 +110,9 @@ class Sweep:
             raise ArgumentError("resume", accepts, f"'{folder}'") from error
         if foreign:
             raise ArgumentError("resume", accepts, f"'{folder}', whose {SWEEP} speaks of {foreign[0]}")
-        return cls(folder, overrides)
+        sweep = cls(folder, overrides)
+        sweep.begun_in = str(content.get("begun_in", sweep.begun_in))
+        return sweep
 
     def create(self) -> None:
         """Make the folder, and write down what was typed.
@@ -113,7 +120,8 @@ class Sweep:
         Raises:
             ArgumentError: another sweep is there, or the folder cannot be written.
         """
-        path, content = self.folder / SWEEP, json.dumps({"overrides": self.overrides}, indent=2) + "\n"
+        path = self.folder / SWEEP
+        content = json.dumps({"overrides": self.overrides, "begun_in": self.begun_in}, indent=2) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -121,7 +129,11 @@ class Sweep:
             except FileExistsError:
                 accepts = f"a folder without a sweep (or go on with -m {resuming(self.folder)})"
                 raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}'") from None
-            write_atomically(path, content.encode())
+            try:
+                write_atomically(path, content.encode())
+            except BaseException:
+                path.unlink()
+                raise
         except OSError as error:
             accepts = "a folder that can be written"
             raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}': {error.strerror}") from error
@@ -135,6 +147,9 @@ class Sweep:
         job = HydraConfig.get()
         folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
         row = SweepRow.read(folder)
+        if row is not None and not row.figures:
+            self._wait_for_others(folder)
+            row = SweepRow.read(folder)
         if row is None:
             row = SweepRow(folder, int(job.job.num), overrides)
             try:
@@ -151,6 +166,8 @@ class Sweep:
         if (folder / "config.yaml").exists():
             config = load_config(folder, "resume")
             config.resume = str(folder)
+        elif isinstance(path := config.data.get("path"), str):
+            config.data.path = os.path.join(self.begun_in, os.path.expanduser(path))
         try:
             return run(config, folder)
         except Interrupted as stop:
@@ -160,6 +177,17 @@ class Sweep:
                 raise Interrupted(SIGPIPE, self._how_to_go_on(f"in run {row.number}")) from error
             raise
 
+    def _wait_for_others(self, folder: Path) -> None:
+        """Return when no other process is at work in `folder`: a worker may have outlived the sweep that it was of."""
+        if os.name != "posix":
+            return  # elsewhere a folder cannot be opened
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            with locked(handle, wait=True):
+                pass
+        finally:
+            os.close(handle)
+
     @contextlib.contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
         """While entered, a signal that meets no run at work ends the sweep at once. Nothing is lost by that."""
@@ -167,6 +195,9 @@ class Sweep:
         def stop(number: int, frame: FrameType | None) -> None:
             if self.is_submitted:
                 when = "stopped waiting; what was submitted may still run: when it has ended, go on with"
+                raise Interrupted(number, f"{when}: {self.command}")
+            if not self.is_here:
+                when = "stopped; runs at work keep what they had after their last epoch; go on with"
                 raise Interrupted(number, f"{when}: {self.command}")
             raise Interrupted(number, self._how_to_go_on("between runs"))
 

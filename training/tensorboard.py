@@ -48,6 +48,9 @@ class TensorBoard:
 
     def finish(self, folder: Path, config: DictConfig, summary: Mapping[str, Any]) -> None:
         """Write the settings beside the figures they led to, for the tab HPARAMS."""
+        if self._writer is not None:
+            self._writer.close()  # its thread too
+            self._writer = None
         with self._open(str(folder / "tensorboard")) as writer:
             figures = {f"final/{key}": summary[key] for key in ("kl", "nll", "lipschitz", "inverse_error", "seconds")}
             known = {key: float(value) for key, value in figures.items() if value is not None}

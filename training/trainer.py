@@ -269,7 +269,8 @@ class Trainer:
             bar.update()
             if interruption.number is not None or self._out_of_time(self._seconds()):
                 break
-        progress.loss_sum += float(torch.stack(losses).cpu().double().sum())
+        for loss in torch.stack(losses).tolist():  # one by one: the same sum wherever the epoch was stopped
+            progress.loss_sum += loss
         progress.train_seconds += time.perf_counter() - began
         progress.seconds = self._seconds()
         self._check_weights()
@@ -413,6 +414,7 @@ class Trainer:
 
     def _stop_if(self, interruption: Interruption) -> None:
         if interruption.number is not None:
+            interruption.hand_on()
             raise Interrupted(
                 interruption.number,
                 f"stopped at step {self.progress.step}, saved in {self.folder}; "
