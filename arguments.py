@@ -174,7 +174,8 @@ def check_value(name: str, value: Any, hint: Any) -> Any:
     if hint is int and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
         return value
     if hint in (float, int):
-        raise ArgumentError(name, _describe(hint), repr(value))
+        is_large = hint is int and isinstance(value, int) and not isinstance(value, bool)
+        raise ArgumentError(name, _describe(hint) + " below 2^63" * is_large, repr(value))
     if hint in (str, bool, type(None)) and not isinstance(value, hint):
         raise ArgumentError(name, _describe(hint), repr(value))
     return value

@@ -75,7 +75,8 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
             print(f"this run is finished and stays as it is: to train longer, raise {trainer.limit}")
         else:
             config.resume = None  # of this sitting, not of the run
-            (folder / "report.html").unlink(missing_ok=True)  # of an end that this will not be
+            for name in ("report.html", "summary.json"):  # of an end that this will not be
+                (folder / name).unlink(missing_ok=True)
             save_config(config, folder)
             if why_not_compiled:
                 message = "compile=true: going on without, because nothing can be compiled here: "

@@ -72,6 +72,8 @@ class PointTable(DataFile):
         if "," not in commas:
             commas = re.sub(r"(?<=\S) +(?=\S)", ",", commas)
         lines = commas.split("\n")
+        if lines[0] == "0,1" and all("." in field for field in ",".join(lines[1:2]).split(",")):
+            raise self.refused("line 1 is '0,1', pandas' names of columns or a point: leave it out, or write 0.0,1.0")
         header = int(_is_header(*lines[:2]))
         try:
             table = np.loadtxt(lines[header:], delimiter=",", comments=None, ndmin=2) if lines[header:] else None
@@ -90,8 +92,6 @@ class PointTable(DataFile):
 
 def _is_header(first: str, second: str = "") -> bool:
     """Whether the first line names the columns. What is wrong with it is to be said where it does not."""
-    if first == "0,1":  # as pandas writes where there are no names
-        return all("." in field for field in second.split(","))
     if not first:
         return not second  # there is nothing at all
     if not any(letter.isalpha() or letter == "\ufffd" for letter in first):  # or one of another encoding

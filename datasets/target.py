@@ -137,7 +137,7 @@ class TargetDensity(Target):
     def check_noise(noise: float, size: float, name: str = "noise") -> None:
         """Refuse noise that points of this `size`, in float32, cannot show: what is learned would be their rounding."""
         if 0 < noise < (least := max(size * 2**-22, 1e-18)):
-            raise ArgumentError(name, f"at least {least:.2g}, twice the spacing of points in float32", repr(noise))
+            raise ArgumentError(name, f"at least {least:.2g}, below which points in float32 show nothing", repr(noise))
 
     def _mass_and_entropy(self, x: Tensor) -> Tensor:
         """p and -p ln p, shapes (..., 2) to (..., 2)."""

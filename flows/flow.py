@@ -133,6 +133,7 @@ class Flow(Bijection):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
+        self.require_points(x)
         for bijection in self.bijections:
             x = bijection.initialize(x)
         return x

@@ -64,10 +64,11 @@ class FlowOfBlocks(Flow):
         if device.type not in ("cpu", "cuda"):
             return None
         if device.type == "cuda":
-            if not isinstance(self._nets[0], LipschitzMLP):
+            if not all(isinstance(net, LipschitzMLP) for net in self._nets):
                 return None
-            if self._activation.pullback is Activation.pullback:  # which torch's compiler cannot see through
-                return f"the activation {self._activation.__name__} has no pullback of its own"
+            for kind in {type(activation) for net in self._nets for activation in net.activations}:
+                if kind.pullback is Activation.pullback:  # which torch's compiler cannot see through
+                    return f"the activation {kind.__name__} has no pullback of its own"
             if (reason := why_not_compiled(device)) is None:
                 for net in self._nets:
                     net.compiled = True
@@ -300,7 +301,7 @@ class FlowOfBlocks(Flow):
 
         Of any other, such as one with a bijection of its own between the blocks, the C library would leave that out.
         """
-        links = [bijection for bijection in self.bijections if not isinstance(bijection, Standardize)]
+        links = list(self.bijections)[isinstance(self.bijections[0], Standardize) :]
         is_norm = [type(link) is ActNorm for link in links]
         n = max(1, len(self._norms) - 1)
         return (

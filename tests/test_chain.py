@@ -506,6 +506,7 @@ class Halved(LipschitzMLP):
 
 OTHERS = {
     "a bijection between": lambda: [(Turn(), block()), (Turn(), block())],
+    "a second Standardize": lambda: [(block(),), (Standardize(2), block())],
     "another network": lambda: [(block(kind=Halved),), (block(kind=Halved),)],
     "two activations": lambda: [(block("tanh"),), (block("sin"),)],
     "blocks of one and of two": lambda: [(block(),), (block(), block())],

@@ -22,6 +22,7 @@ import torch
 
 from tests import kills
 from tests.conftest import PROJECT, TINY, Result, start
+from training import trainer
 from training.checkpoint import load_checkpoint
 from training.evaluation import log_prob
 from training.interruption import Interrupted, Interruption
@@ -112,6 +113,29 @@ def test_a_launchers_signal_is_handed_on_when_all_is_saved(
     assert saved == [7]
     assert run("train", f"resume={folder}").status == 0
     assert kills.end(folder) == kills.end(whole.folder)
+
+
+def test_an_epoch_whose_points_are_drawn_in_parts_goes_on_within_one(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long epoch is not drawn at once, which would take minutes in which nothing else happens."""
+    update, settings, stop_at = Learner.update, (*TINY, "trainer.steps_per_epoch=11"), []
+
+    def update_and_stop(self: Learner, rate: float) -> torch.Tensor:
+        if self.steps + 1 in stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        return update(self, rate)
+
+    monkeypatch.setattr(trainer, "STEPS_AT_ONCE", 4)
+    monkeypatch.setattr(Learner, "update", update_and_stop)
+    whole, stopped = (tmp_path / name for name in ("whole", "stopped"))
+    assert run("train", *settings, folder=whole).status == 0
+    stop_at += [3, 8, 17]  # within a part, at the end of one, in the next epoch
+    assert run("train", *settings, folder=stopped).status == 143
+    assert run("train", f"resume={stopped}").status == 143
+    assert run("train", f"resume={stopped}").status == 143
+    assert run("train", f"resume={stopped}").status == 0
+    assert kills.end(stopped) == kills.end(whole)
 
 
 def test_an_error_does_not_swallow_a_signal() -> None:

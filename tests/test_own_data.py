@@ -48,8 +48,8 @@ class TestPoints:
         "text",
         ["\n".join(GOOD), "x,y\n" + "\n".join(GOOD) + "\n\n", "\ufeffa;b\r\n" + "\r\n".join(GOOD).replace(",", ";"),
          "\n".join(GOOD).replace(",", "\t"), "\n".join(GOOD).replace(",", " , "),
-         "x y\n" + "\n".join(GOOD).replace(",", "  "), "0,1\n" + "\n".join(GOOD).replace(",", ".0,")],
-        ids=["plain", "header", "semicolons", "tabs", "spaces about commas", "spaces alone", "pandas without names"],
+         "x y\n" + "\n".join(GOOD).replace(",", "  ")],
+        ids=["plain", "header", "semicolons", "tabs", "spaces about commas", "spaces alone"],
     )  # fmt: skip
     def test_reads_what_people_have(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "a.csv").write_text(text, newline="", encoding="utf-8")
@@ -98,6 +98,14 @@ class TestPoints:
         (tmp_path / "a.csv").write_bytes(content)
         with pytest.raises(ArgumentError, match=words):
             Points(str(tmp_path / "a.csv"))
+
+    def test_what_may_be_names_or_a_point_is_refused(self, tmp_path: Path) -> None:
+        """pandas writes 0,1 above columns without names; but it may be the sine and cosine of nothing."""
+        (tmp_path / "a.csv").write_text("0 1\n" + "\n".join(GOOD).replace(",", ".0 "))
+        with pytest.raises(ArgumentError, match=r"line 1 is '0,1', pandas' names of columns or a point"):
+            Points(str(tmp_path / "a.csv"))
+        (tmp_path / "a.csv").write_text("0,1\n" + "\n".join(GOOD))
+        assert len(PointTable(str(tmp_path / "a.csv")).table) == 41
 
     def test_what_is_wrong_with_a_number_is_said(self, tmp_path: Path) -> None:
         (tmp_path / "a.csv").write_text("\n".join([*GOOD, "1,1e31"]))

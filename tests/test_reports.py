@@ -120,10 +120,12 @@ def test_a_setting_of_all_runs_is_named_where_it_is_the_default_of_some() -> Non
 
 def test_a_flow_may_go_on_from_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "flow").mkdir()
-    (tmp_path / "flow" / "deeper.yaml").write_text("defaults: [resflow, _self_]\ndepth: 6\n")
-    (tmp_path / "train.yaml").write_text((defaults.CONFIGS / "train.yaml").read_text())
+    (tmp_path / "flow" / "deeper.yaml").write_text("defaults: [iresnet, _self_]\ndepth: 6\n")
+    for name in ("train.yaml", "flow/iresnet.yaml"):
+        (tmp_path / name).write_text((defaults.CONFIGS / name).read_text())
     monkeypatch.setattr(defaults, "CONFIGS", tmp_path)
-    assert defaults.choices_of("deeper")["flow"] == "resflow"
+    assert defaults.choices_of("deeper") == defaults.choices_of("iresnet")
+    assert defaults.choices_of("deeper")["estimator"] == "truncated"
 
 
 @pytest.fixture

@@ -157,5 +157,8 @@ def test_of_several_runs_each_has_its_results(run: Run, trained: Path, tmp_path:
     result = run("sample", "-m", f"run={trained}", "n=10", "seed=0,1")
     assert (result.status, result.out) == (2, "")
     assert result.err == "sample.py: seed accepts one value: only run and out take several; got 'seed=0,1'\n"
+    result = run("sample", "-m", f"run={trained},{trained}", "n=10", "out=a")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("sample.py: out accepts nothing where run takes several")
     assert run("sample", "-m", f"run={trained}", "n=10", f"out={tmp_path / 'a'},{tmp_path / 'b'}").status == 0
     assert {path.name for path in tmp_path.glob("[ab]/*")} == {"samples.npy", "log_prob.npy", "samples.png"}

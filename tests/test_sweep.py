@@ -298,6 +298,23 @@ class TestSweep:
         assert result.status == 2
         assert "seed accepts no change with -m resume=" in result.err
 
+    def test_sweeps_begun_within_a_second_have_a_folder_each(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        create, begun = Sweep.create, []
+
+        def create_as_two_at_once(self: Sweep) -> None:
+            if not begun:
+                begun.append(self.folder)
+                create(Sweep(self.folder, ["seed=7"]))
+            create(self)
+
+        monkeypatch.setattr(Sweep, "create", create_as_two_at_once)
+        assert run("train", "-m", *SHORT, "trainer.epochs=1", "seed=0,1").status == 0
+        (other,) = {path.parent for path in tmp_path.glob("multirun/*/sweep.json")} - {*begun}
+        assert len(table(other)) == 2
+        assert json.loads((begun[0] / "sweep.json").read_text())["overrides"] == ["seed=7"]
+
     def test_what_is_of_one_sitting_is_not_in_the_way_of_another(self, run: Run, tmp_path: Path) -> None:
         arguments = (*SHORT, "trainer.epochs=1", "seed=0,1", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=by/${seed}")
         assert run("train", "-m", *arguments, "hydra.job.chdir=false").status == 0

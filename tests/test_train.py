@@ -337,8 +337,9 @@ class TestRepeatability:
         figures = ("kl", "nll", "kl_stderr", "lipschitz", "inverse_error", "steps", "config_sha256")
         assert {key: resumed.summary[key] for key in figures} == {key: whole.summary[key] for key in figures}
 
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     @pytest.mark.parametrize("script", ["train", "sample"])
-    def test_stopped_while_it_is_imported(self, tmp_path: Path, script: str) -> None:
+    def test_stopped_while_it_is_imported(self, tmp_path: Path, script: str, number: int, status: int) -> None:
         process = start(script, "run=nowhere" if script == "sample" else "data=moons", cwd=tmp_path)
         maps = Path(f"/proc/{process.pid}/maps")
         if maps.exists():
@@ -347,9 +348,9 @@ class TestRepeatability:
                 time.sleep(0.01)
         else:
             time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
-        assert (process.returncode, out) == (130, "")
+        assert (process.returncode, out) == (status, "")
         assert "Traceback" not in err
 
     # The first three are killed outright: early, in the first half, in the second. The slow ones are of every signal.
@@ -394,6 +395,22 @@ class TestRepeatability:
         assert [row["epoch"] for row in result.rows] == ["1", "2", "3"]
         assert result.summary["steps"] == 15
         assert Image.open(folder / "density.gif").n_frames == 3
+
+    def test_what_is_trained_longer_has_no_summary_till_its_end(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        folder = run("train", *TINY, folder=tmp_path / "run").folder
+        monkeypatch.setattr(Trainer, "fit", lambda self: signal.raise_signal(signal.SIGTERM))
+        assert run("train", f"resume={folder}", "trainer.epochs=7").status == 143
+        assert not (folder / "summary.json").exists()
+        assert not (folder / "report.html").exists()
+
+    @pytest.mark.parametrize("stream", ["1", "2"])
+    def test_a_stream_may_be_closed(self, tmp_path: Path, stream: str) -> None:
+        command = [sys.executable, str(PROJECT / "train.py"), *TINY, NO_PLOTS, "threads=1", "hydra.run.dir=run"]
+        done = subprocess.run(["sh", "-c", f'"$@" {stream}>&-', "sh", *command], cwd=tmp_path, timeout=100, check=False)
+        assert done.returncode == 0
+        assert (tmp_path / "run" / "summary.json").exists()
 
     def test_files_ahead_of_the_checkpoint_are_taken_back(self, run: Run, tmp_path: Path) -> None:
         """As after a kill between the drawing of an epoch and its checkpoint."""
@@ -504,11 +521,11 @@ BAD = {
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
     "data._target_=datasets.nowhere.Grid": ("data._target_ accepts", "No module named 'datasets.nowhere'"),
     "data._target_=datasets.target.torch.load": ("data._target_ accepts", "torch.load"),
-    "seed=100000000000000000000": ("seed accepts a whole number", "100000000000000000000"),
+    "seed=100000000000000000000": ("seed accepts a whole number at least 0 below 2^63", "100000000000000000000"),
     "threads=100000": ("threads accepts a whole number at least 1 and at most 4096 or null", "100000"),
     "optimizer.lr=1e300": ("optimizer.lr accepts a number above 0 and at most 1e+06", "1e+300"),
     "data.noise=1e300": ("data.noise accepts a number above 0 and at most 1e+06", "1e+300"),
-    "data.noise=1e-8": ("data.noise accepts at least 2.4e-07, twice the spacing of points in float32", "1e-08"),
+    "data.noise=1e-8": ("data.noise accepts at least 2.4e-07, below which points in float32 show nothing", "1e-08"),
     "choices.flow=mine": ("choices.flow accepts nothing: choose with flow=...", "choices.flow=mine"),
     "hydra={a: 1}": ("hydra accepts nothing", "{a: 1}"),
     "+data._partial_=true": ("data._partial_ accepts nothing", "True"),

@@ -60,6 +60,9 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
             where one came.
     """
     exit_as_ever()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
     # From Python 3.14 on help texts are checked as they are added: Hydra 1.3 has one that is made when it is shown.
     argparse.ArgumentParser._check_help = lambda *_: None
@@ -120,10 +123,13 @@ def _dispatch(
     if len(given := [f"--{name.replace('_', '-')}" for name in exclusive if getattr(arguments, name)]) > 1:
         _exit(2, f"{' and '.join(given)} do not go together")
     if arguments.multirun and not resumable:  # results stand in the run's folder, or in out
-        for override in parse(arguments.overrides):
-            key = override.key_or_group
+        given = {override.key_or_group: override for override in parse(arguments.overrides)}
+        for key, override in given.items():
             if override.is_sweep_override() and key not in ("run", "out"):
                 raise ArgumentError(key, "one value: only run and out take several", repr(override.input_line))
+        if "out" in given and "run" in given and given["run"].is_sweep_override():
+            accepts = "nothing where run takes several, whose results stand in their own folders"
+            raise ArgumentError("out", accepts, repr(given["out"].input_line))
     asks_hydra = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
     if asks_hydra or (arguments.multirun and not resumable):
         with _read_as_far_as_wanted():

@@ -60,9 +60,15 @@ def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def _listed(content: dict[str, Any]) -> list[tuple[str, str | None]]:
-    """What the defaults list of a file chooses, by group; not the files of its own group that it goes on from."""
-    return [item for entry in content.get("defaults", []) if isinstance(entry, dict) for item in entry.items()]
+    """What the defaults list of a file chooses, by group."""
+    return [item for entry in content.get("defaults", []) for item in entry.items()]
 
 
 def _load(path: Path) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.load(path)) if path.is_file() else {}
+    """A file's content, upon that of the files of its own group that it goes on from."""
+    content = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
+    entries = list(content.pop("defaults", []))
+    bases = [_load(path.parent / f"{entry}.yaml") for entry in entries if isinstance(entry, str) and entry != "_self_"]
+    merged = OmegaConf.to_container(OmegaConf.merge(*bases, content))
+    chosen = [OmegaConf.to_container(entry) for entry in entries if not isinstance(entry, str)]
+    return merged | {"defaults": [*(entry for base in bases for entry in base["defaults"]), *chosen]}

@@ -67,4 +67,4 @@ def diagnose(flow: Flow, x: Tensor) -> str:
             f"the {what} of bijections.{index} ({type(bijection).__name__}) leaves the range of numbers; "
             f"its largest parameter is {name}, of norm {norm:.3g}"
         )
-    return "the exact NLL of the batch is finite, so the estimator's draw of the log-determinant was not"
+    return "its exact NLL is finite, so the estimator's draw of the log-determinant was not, or a block was not solved"

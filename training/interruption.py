@@ -13,15 +13,22 @@ SIGPIPE = getattr(signal, "SIGPIPE", 13)  # missing on Windows; sent when the re
 
 
 def exit_quietly() -> None:
-    """From now on Ctrl-C ends the process at once, status 130: a traceback through its imports would say nothing."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+    """From now on Ctrl-C and SIGTERM end the process at once: a traceback through its imports would say nothing."""
+    for number, default in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+        if signal.getsignal(number) == default:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 def exit_as_ever() -> None:
-    """From now on Ctrl-C raises KeyboardInterrupt, unless it was to be ignored."""
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """From now on Ctrl-C raises KeyboardInterrupt and SIGTERM Interrupted, unless they were to be ignored."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, terminate)):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, handler)
+
+
+def terminate(number: int, frame: FrameType | None) -> None:
+    """What SIGTERM does where there is nothing to save."""
+    raise Interrupted(number, "stopped")
 
 
 def stop_signals() -> list[int]:
@@ -45,7 +52,10 @@ class Interrupted(SystemExit):
 
 
 class Interruption:
-    """While entered, SIGINT and SIGTERM only set `number`; a second one acts at once, as ever."""
+    """While entered, the signals of `stop_signals` only set `number`; a second one acts at once, as ever.
+
+    Where an error ends it, the signal goes to whoever had it before.
+    """
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -59,7 +69,8 @@ class Interruption:
     ) -> None:
         self._restore()
         handler = self._previous.get(self.number)
-        if isinstance(error, Exception) and callable(handler) and handler is not signal.default_int_handler:
+        of_others = callable(handler) and handler not in (signal.default_int_handler, terminate)
+        if isinstance(error, Exception) and of_others:
             signal.raise_signal(self.number)  # a sweep's, or a launcher's: the error must not swallow the signal
 
     def hand_on(self) -> None:

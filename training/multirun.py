@@ -8,6 +8,7 @@ import importlib
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -84,14 +85,14 @@ def run_many(
     of_task = [line for line in keys if line not in of_hydra]
 
     config_name, extra_folder = arguments.config_name or config_name, arguments.config_dir
-    hydra_config = compose(config_name, of_hydra, extra_folder).hydra
+    composed = compose(config_name, of_hydra, extra_folder)
+    hydra_config = composed.hydra
     _check_machinery(hydra_config)
     if resumed is None:  # what was begun has been checked
         compose_run = functools.partial(compose, config_name, extra_folder=extra_folder)
         _check_runs(check, compose_run, hydra_config, of_hydra, of_task)
         kept = [line for line in overrides if line in of_task or belongs_to_sweep(keys[line])]
-        sweep = Sweep(Path(hydra_config.sweep.dir), kept)
-        sweep.create()
+        sweep = _created(composed, kept)
     sweep.is_submitted = "submitit" in hydra_config.launcher._target_
     sweep.is_here = hydra_config.launcher._target_ == BASIC_LAUNCHER
     options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
@@ -102,6 +103,26 @@ def run_many(
 
     _launch(sweep, job, config_name, overrides, hydra_config)
     sweep.report()
+
+
+def _created(composed: DictConfig, overrides: list[str]) -> Sweep:
+    """A sweep in a folder of its own: of two begun within a second, in folders named by it, one waits for the next.
+
+    Raises:
+        ArgumentError: another sweep is there, or the folder cannot be written.
+    """
+    while True:
+        sweep = Sweep(Path(composed.hydra.sweep.dir), overrides)
+        try:
+            sweep.create()
+            return sweep
+        except ArgumentError:
+            if not sweep.exists():
+                raise
+            time.sleep(1)
+            OmegaConf.clear_cache(composed)  # which holds the time
+            if Path(composed.hydra.sweep.dir).resolve() == sweep.folder:
+                raise
 
 
 def _launch(

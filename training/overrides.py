@@ -120,7 +120,8 @@ def refuse_what_nobody_sets(overrides: list[str]) -> None:
     """Hydra builds its own parts from the configuration too, and asks nobody where their classes come from.
 
     Raises:
-        ArgumentError: an override names a class there, or could; or it is of what follows from other settings.
+        ArgumentError: an override names a class there, or could; or it is of what follows from other settings; or it
+            chooses nothing, or a number, of a group.
     """
     for override in parse(overrides):
         key, line = override.key_or_group, override.input_line

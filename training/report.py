@@ -97,7 +97,7 @@ def write_sweep_report(sweep: Path) -> None:
 
 
 def _write(folder: Path, text: str) -> None:
-    write_atomically(folder / "report.html", text.encode())
+    write_atomically(folder / "report.html", text.encode(errors="replace"))  # a path may hold what is no text
 
 
 def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:

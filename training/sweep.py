@@ -59,7 +59,8 @@ class SweepCallback(Callback):
             # To Hydra it has ended, without a result: so the others go on, and a search counts a failed trial.
             job_return.return_value, job_return.status = None, JobStatus.COMPLETED
         elif job_return.return_value is not None:  # a failed trial of a search stays what it was
-            row.figures = load_summary(row.folder)
+            with contextlib.suppress(FileNotFoundError):  # where it is being trained longer
+                row.figures = load_summary(row.folder)
             row.error = None
         # Hydra would make a warning of an error here. What is missing is found, and the table tried again, in the end.
         try:
@@ -138,6 +139,10 @@ class Sweep:
             accepts = "a folder that can be written"
             raise ArgumentError("hydra.sweep.dir", accepts, f"'{self.folder}': {error.strerror}") from error
 
+    def exists(self) -> bool:
+        """Whether there is one in the folder."""
+        return (self.folder / SWEEP).exists()
+
     def run(self, config: DictConfig, run: Callable[[DictConfig, Path], float | None]) -> float | None:
         """One of its runs, called by a launcher, maybe in another process: begun, gone on with, or done before.
 
@@ -178,7 +183,10 @@ class Sweep:
             raise
 
     def _wait_for_others(self, folder: Path) -> None:
-        """Return when no other process is at work in `folder`: a worker may have outlived the sweep that it was of."""
+        """Return when no other process is at work in `folder`: a worker may have outlived the sweep that it was of.
+
+        One that has yet to open the folder is not seen: then the later of the two fails.
+        """
         if os.name != "posix":
             return  # elsewhere a folder cannot be opened
         handle = os.open(folder, os.O_RDONLY)

@@ -10,6 +10,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
@@ -48,6 +49,8 @@ STEPS_BETWEEN_CHECKS = 50
 # as long as half a step. Where it is broken, spectral norms are made exact, and power iterations doubled from there.
 STEPS_BETWEEN_CERTIFICATES = 50
 MOST_REPAIRS = 6
+
+STEPS_AT_ONCE = 2000  # of an epoch, whose points are drawn, and made to cover the target evenly, together
 
 HELD_OUT_STREAM = 0  # training epochs use the streams 1, 2, ...
 FEWEST_POINTS_TO_INITIALIZE = 1024
@@ -246,15 +249,9 @@ class Trainer:
         """Take the steps that are left of the epoch; fewer, if time runs out or a signal comes."""
         progress, at_once = self.progress, self.device.type == "cpu" or self.learner.flow.waits_for_device
         every = 1 if at_once else STEPS_BETWEEN_CHECKS
-        # The whole epoch's data at once, from the seed and the epoch alone: a resumed epoch has the same.
-        generator = _generator(self.seed, progress.epoch + 1)
-        points = self.target.sample(self.steps_per_epoch * self.batch_size, generator)
-        if self.stratified:
-            points = stratified(points, self.batch_size, generator)
-        data = points.view(self.steps_per_epoch, self.batch_size, -1).to(self.device)
         began, losses, norms = time.perf_counter(), [], []
         self.learner.flow.train()
-        for batch in data[progress.step_in_epoch :]:
+        for batch in self._batches():
             losses.append(self.learner.backward(batch))
             progress.step += 1
             progress.step_in_epoch += 1
@@ -277,6 +274,19 @@ class Trainer:
         if interruption.number is not None and progress.step_in_epoch < self.steps_per_epoch:
             self._save()
             self._stop_if(interruption)
+
+    def _batches(self) -> Iterator[Tensor]:
+        """Those that are left of the epoch, from the seed and the epoch alone: a resumed epoch has the same."""
+        done = self.progress.step_in_epoch
+        for begin in range(0, self.steps_per_epoch, STEPS_AT_ONCE):
+            steps = min(STEPS_AT_ONCE, self.steps_per_epoch - begin)
+            if begin + steps <= done:
+                continue
+            generator = _generator(self.seed, self.progress.epoch + 1, *([begin] if begin else []))
+            points = self.target.sample(steps * self.batch_size, generator)
+            if self.stratified:
+                points = stratified(points, self.batch_size, generator)
+            yield from points.view(steps, self.batch_size, -1).to(self.device)[max(done - begin, 0) :]
 
     def _end_epoch(self) -> Evaluation:
         """Evaluate, write the metrics, draw, and last of all save: a checkpoint vouches for the files before it."""
@@ -457,7 +467,7 @@ def _set_random_state(device: torch.device, state: dict[str, Tensor]) -> None:
         torch.mps.set_rng_state(state["mps"])
 
 
-def _generator(seed: int, stream: int) -> torch.Generator:
+def _generator(seed: int, *stream: int) -> torch.Generator:
     """A host generator for one stream of one seed, independent of all others."""
-    state = int(np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    state = int(np.random.SeedSequence([seed, *stream]).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(state)
