@@ -1,14 +1,15 @@
 # make train               the default: flow=resflow data=moons
 # make train ARGS="flow=iresnet data=rings"
 # make test                what the project checks of itself
+# make test-slow           what takes half an hour more, or needs an accelerator
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?= flow=resflow data=moons
 
-.PHONY: help train test clean
+.PHONY: help train test test-slow clean
 
 help:
-	@sed -n '1,3s/^# //p' Makefile
+	@sed -n '1,4s/^# //p' Makefile
 
 train: $(VENV)/.installed
 	$(VENV)/bin/python train.py $(ARGS)
@@ -16,6 +17,9 @@ train: $(VENV)/.installed
 test: $(VENV)/.installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+test-slow: $(VENV)/.installed-dev
+	$(VENV)/bin/python -m pytest -m "slow or cuda"
 
 $(VENV)/.installed: requirements.txt | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet -r requirements.txt

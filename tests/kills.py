@@ -28,7 +28,7 @@ from tests.conftest import TINY, start
 
 SETTINGS = (*TINY, "trainer.epochs=3", "trainer.steps_per_epoch=30", "threads=1", "seed=5")
 SIGNALS = (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-OF_TIME = ("seconds", "train_seconds", "plot_seconds")
+OF_TIME = ("seconds", "train_seconds", "plot_seconds", "git_commit", "git_dirty")  # which may change meanwhile
 
 
 def whole(folder: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -70,10 +71,11 @@ def test_a_file_that_another_program_has_open_is_waited_for(tmp_path: Path, monk
 def test_a_file_system_may_know_neither_locks_nor_how_to_sync_a_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fsync = os.fsync
+    fsync, refused = os.fsync, []
 
     def refuse_folders(handle: int) -> None:
-        if os.path.isdir(f"/proc/self/fd/{handle}"):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            refused.append(handle)
             raise OSError(errno.EINVAL, "Invalid argument")
         fsync(handle)
 
@@ -83,6 +85,7 @@ def test_a_file_system_may_know_neither_locks_nor_how_to_sync_a_folder(
     monkeypatch.setattr(os, "fsync", refuse_folders)
     write_atomically(tmp_path / "a", b"new")
     assert (tmp_path / "a").read_bytes() == b"new"
+    assert refused
     monkeypatch.setattr(atomic.fcntl, "flock", refuse)
     with open(tmp_path / "a") as file, locked(file.fileno(), wait=False):
         pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from benchmarks import equal_time, runs
+from benchmarks import equal_time, flows, runs
 from benchmarks.record import Job, Record
+from tests.conftest import PROJECT
 
 KL = {("moons", "a", 0): 0.5, ("moons", "a", 1): 0.03125, ("moons", "b", 0): 0.0625, ("rings", "b", 0): -0.0001,
       ("moons", "c", 0): 0.0652, ("rings", "c", 0): 0.0028}  # fmt: skip
@@ -134,3 +136,20 @@ class TestRun:
         assert summary == runs.run(tmp_path, "a", ["flow=iresnet"])[1] == {"kl": 2}
         assert runs.run(tmp_path, "a", ["flow=iresnet", "seed=1"])[1] == {"kl": 3}
         assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_readmes_table_is_that_of_its_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Medians, bold and all."""
+    shutil.copy(PROJECT / "docs" / "flows.csv", tmp_path)  # beside which a figure is drawn
+    monkeypatch.setattr(sys, "argv", ["flows", "--csv", f"{tmp_path}/flows.csv", "--show", "--seconds", "300"])
+    equal_time.compare("flows", "", flows.FLOWS, flows.DENSITIES, "data={data}", (60.0, 300.0))
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
+
+    def rows(lines: list[str]) -> set[str]:
+        return {" ".join(line.split()) for line in lines if line.startswith("|")}
+
+    shown = {row for row in rows(capsys.readouterr().out.splitlines()) if row.split("|")[1].strip() in flows.FLOWS}
+    assert len(shown) == len(flows.FLOWS)
+    assert shown <= rows(readme)

@@ -36,6 +36,7 @@ from datasets.two_spirals import TwoSpirals
 
 CONFIGS = sorted((Path(__file__).parent.parent / "configs" / "data").glob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if path.stem != "points"]  # of which no density is known: tests/test_own_data.py
+FOLDER = tempfile.TemporaryDirectory()
 DRAWS = 400_000
 CELLS = 36  # along each side of the window; the checkerboard's edges fall between cells
 
@@ -53,7 +54,7 @@ def picture() -> str:
     y, x = np.mgrid[-35:35, -40:40] + 0.5
     light = np.where(abs(np.hypot(x, y) - 25) < 9, 120 + x, 255)
     light[-15:-5, 10:70] = 0
-    path = Path(tempfile.mkdtemp()) / "picture.png"
+    path = Path(FOLDER.name) / "picture.png"
     PIL.Image.fromarray(light.astype(np.uint8)).save(path)
     return str(path)
 

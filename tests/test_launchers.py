@@ -144,8 +144,8 @@ def test_slurm(tmp_path: Path) -> None:
     command = [sys.executable, str(PROJECT / "train.py"), "-m", *arguments, *SHORT, "seed=0,1", "hydra.sweep.dir=sweep"]
     environment = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     done = subprocess.run(
-        ["sh", str(PROJECT / "tests" / "slurm.sh"), *command],
-        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200, check=False,
+        ["timeout", "200", "sh", str(PROJECT / "tests" / "slurm.sh"), *command],  # which lets it stop the cluster
+        cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=260, check=False,
     )  # fmt: skip
     if done.returncode == 77:
         pytest.skip(done.stderr.strip())

@@ -241,10 +241,12 @@ def test_the_learning_rate_of_a_run_that_time_ends_is_one_of_time(seconds: float
     assert rates == pytest.approx([expected, expected])
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
 @pytest.mark.parametrize("step", [1, 5, 20, 500, 1000])
-def test_the_learning_rate_of_a_run_of_steps(step: int) -> None:
-    run = SimpleNamespace(epochs=10, steps_per_epoch=100, max_seconds=None, warmup=0.02, schedule="cosine")
-    expected = min(1, step / 20) * (1 + math.cos(math.pi * (step - 1) / 1000)) / 2
+def test_the_learning_rate_of_a_run_of_steps(step: int, schedule: str) -> None:
+    run = SimpleNamespace(epochs=10, steps_per_epoch=100, max_seconds=None, warmup=0.02, schedule=schedule)
+    falling = (1 + math.cos(math.pi * (step - 1) / 1000)) / 2 if schedule == "cosine" else 1
+    expected = min(1, step / 20) * falling
     assert Trainer._rate(run, step) == pytest.approx(expected)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from flows import fused
 from flows.activations import Activation, activation_names, make_activation
+from flows.compiled import shares
 from flows.idensenet import LipschitzDenseNet
 from flows.lipschitz import LipschitzLinear, LipschitzMLP, LipschitzNet, normalized_stack
 from flows.power_iteration import power_iterate
@@ -88,6 +89,8 @@ def test_compiled_power_iteration_is_power_iteration(
     shape: tuple[int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flows.power_iteration.WORK", 1)  # so that even these are shared by threads
+    torch.set_num_threads(3)
+    assert len(shares(5, 1, 1)) == 3
     torch.manual_seed(9)
     plain = nn.ModuleList(LipschitzLinear(*shape, 0.9).to(dtype) for _ in range(5))
     for layer in plain:

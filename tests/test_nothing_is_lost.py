@@ -138,6 +138,22 @@ def test_an_epoch_whose_points_are_drawn_in_parts_goes_on_within_one(
     assert kills.end(stopped) == kills.end(whole)
 
 
+def test_a_second_signal_acts_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def stop_twice() -> None:
+        with Interruption():
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            raise AssertionError("it did not act")
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            stop_twice()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_an_error_does_not_swallow_a_signal() -> None:
     """Or a sweep would go on with its next run, though it was told to stop."""
     stopped = []

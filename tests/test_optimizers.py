@@ -32,6 +32,7 @@ def test_compiled_it_is_the_same(
     shape: tuple[int, int, int], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("training.muon.WORK", 1)  # so that even these are shared by threads
+    torch.set_num_threads(3)
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(5), dtype=dtype) * 100
     for these in (matrices, matrices.mT, torch.zeros_like(matrices)):
         torch.testing.assert_close(

@@ -162,3 +162,9 @@ def test_of_several_runs_each_has_its_results(run: Run, trained: Path, tmp_path:
     assert result.err.startswith("sample.py: out accepts nothing where run takes several")
     assert run("sample", "-m", f"run={trained}", "n=10", f"out={tmp_path / 'a'},{tmp_path / 'b'}").status == 0
     assert {path.name for path in tmp_path.glob("[ab]/*")} == {"samples.npy", "log_prob.npy", "samples.png"}
+
+
+def test_points_and_a_grid_in_one_call(run: Run, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "my.csv").write_text("1,2\n3,4\n")
+    assert run("sample", f"run={trained}", "points=my.csv", "grid=20", "out=both").status == 0
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"points_log_prob.npy", "density.npz"}

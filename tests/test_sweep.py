@@ -233,7 +233,7 @@ class TestSweep:
         own = "Jörg's (own)"
         (tmp_path / own / "data").mkdir(parents=True)
         (tmp_path / own / "data" / "mine.yaml").write_text("_target_: datasets.moons.Moons\nnoise: 0.2\n")
-        settings = (*SHORT, "trainer.epochs=100", "data=mine", "seed=0,1", "hydra.sweep.dir=sweep")
+        settings = (*SHORT, "trainer.epochs=30", "data=mine", "seed=0,1", "hydra.sweep.dir=sweep")
         process = start("train", "-m", "--config-dir", own, *settings, cwd=tmp_path)
         while not (tmp_path / "sweep" / "0" / "metrics.csv").exists():
             assert process.poll() is None, process.stderr.read()
@@ -282,7 +282,7 @@ class TestSweep:
         made = []
         monkeypatch.setattr(sheets, "MOST", 2)
         monkeypatch.setattr(sheets, "Sheet", lambda *arguments: made.append(arguments) or Sheet(*arguments))
-        assert run("train", "-m", *TINY, "seed=0,1,2", "hydra.sweep.dir=sweep").status == 0
+        assert run("train", "-m", *SHORT, "seed=0,1,2", "hydra.sweep.dir=sweep").status == 0
         (((strip,), title),) = made
         best = sorted(row["number"] for row in table(tmp_path / "sweep")[:2])
         assert [panel.title.partition(":")[0].split()[-1] for panel in strip.panels] == best

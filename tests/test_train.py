@@ -38,7 +38,9 @@ from training import configuration
 from training.configuration import build_flow, check_config, choose_device
 from training.defaults import choices_in
 from training.evaluation import Evaluation, evaluate
+from training.learner import Learner
 from training.run_folder import load_run, open_folder, resuming
+from training.sweep import combinations
 from training.trainer import Trainer
 
 Run = Callable[..., Result]
@@ -52,6 +54,7 @@ KEYS = [
     "nll", "nll_stderr", "entropy", "kl", "kl_stderr", "lipschitz", "inverse_error",
 ]  # fmt: skip
 NO_PLOTS = "trainer.plots=false"
+FOLDER = tempfile.TemporaryDirectory()
 FLOWS, ESTIMATORS = ("iresnet", "resflow", "idensenet", "implicit"), ("exact", "truncated", "russian_roulette")
 DENSITIES = sorted({path.stem for path in (PROJECT / "configs" / "data").glob("*.yaml")} - {"points", "image"})
 
@@ -298,7 +301,7 @@ class TestSettings:
 @functools.cache
 def whole_run() -> Path:
     """The run that all killed ones are compared with, made once."""
-    return kills.whole(Path(tempfile.mkdtemp()))
+    return kills.whole(Path(FOLDER.name))
 
 
 class TestRepeatability:
@@ -310,20 +313,24 @@ class TestRepeatability:
             assert (a.folder / name).read_bytes() == (b.folder / name).read_bytes()
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-    def test_a_stopped_run_goes_on_as_if_it_never_had(self, run: Run, tmp_path: Path, number: int, status: int) -> None:
-        settings = (*TINY, "trainer.epochs=3", "trainer.steps_per_epoch=60", "threads=1")
+    def test_a_stopped_run_goes_on_as_if_it_never_had(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, status: int
+    ) -> None:
+        settings, update = (*TINY, "trainer.epochs=3", "threads=1"), Learner.update
         whole = run("train", *settings, folder=tmp_path / "whole")
         folder = tmp_path / "stopped"
-        process = start("train", *settings, f"hydra.run.dir={folder}", cwd=tmp_path)
-        while not (folder / "transport.gif").exists():
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.01)
-        time.sleep(0.15)
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
-        assert process.returncode == status
-        assert "Traceback" not in err
-        assert f"python train.py resume={folder}" in err
+
+        def update_and_signal(self: Learner, rate: float) -> torch.Tensor:
+            norm = update(self, rate)
+            if self.steps == 7:
+                signal.raise_signal(number)
+            return norm
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, "update", update_and_signal)
+            stopped = run("train", *settings, folder=folder)
+        assert stopped.status == status
+        assert f"stopped at step 7, saved in {folder}; go on with: python train.py resume={folder}" in stopped.err
         assert not (folder / "summary.json").exists()
         for name in ("density.gif", "transport.gif"):
             Image.open(folder / name).load()
@@ -389,8 +396,10 @@ class TestRepeatability:
     def test_resume_trains_longer(self, run: Run, tmp_path: Path) -> None:
         folder = tmp_path / "run"
         run("train", *TINY, folder=folder)
+        early = (folder / "transport.gif").read_bytes()
         result = run("train", f"resume={folder}", "trainer.epochs=3")
         assert result.status == 0, result.err
+        assert (folder / "transport.gif").read_bytes() != early
         result = Result(0, "", "", folder)
         assert [row["epoch"] for row in result.rows] == ["1", "2", "3"]
         assert result.summary["steps"] == 15
@@ -614,6 +623,29 @@ def test_help_is_a_page(tmp_path: Path) -> None:
         assert expected in words
     assert words.count("python train.py") >= 4
     assert "$" not in out
+
+
+LINES = (PROJECT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+
+
+@pytest.mark.parametrize("line", [line for line in LINES if line.startswith("python train.py")])
+def test_the_readmes_commands_are_accepted(line: str) -> None:
+    words = shlex.split(line, comments=True)
+    typed = [word for word in words[2:] if "=" in word and not word.startswith(("resume=", "hydra"))]
+    swept = OverridesParser.create().parse_overrides(typed)
+    for combination in combinations(swept, search="hydra/sweeper=optuna" in words):
+        check_config(composed(*combination))
+
+
+def test_the_readmes_programs_run(run: Run, tmp_path: Path) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    folder = tmp_path / "outputs" / "resflow-moons" / "2026-01-01_12-00-00"
+    assert run("train", *TINY, NO_PLOTS, folder=folder).status == 0
+    assert len(blocks) == 2
+    for block in blocks:
+        names: dict[str, object] = {}
+        exec(block.replace("range(500)", "range(20)"), names)
+    assert -0.01 < float(names["kl"]) < 3
 
 
 @pytest.mark.parametrize("page", [("--help",), ("--cfg", "job")])
