@@ -258,6 +258,8 @@ class _Call:
         self, x: Tensor, coarse: _Call, tolerances: Sequence[float], steps: int, enough: float, with_path: bool
     ) -> tuple[Tensor, Tensor]:
         blocks = self.chain.blocks
+        if not all(tolerance > 0 for tolerance in tolerances):  # what comes as near as that never ends
+            raise ValueError(f"tolerances are above zero, not {tolerances}")
         points = x.new_empty(blocks + 1 if with_path else 1, self.batch, self.d)
         points[0] = x
         bounds = x.new_zeros(len(self.shares), blocks)

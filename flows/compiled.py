@@ -139,17 +139,18 @@ def _loaded(command: list[str], source: Path, path: Path) -> ctypes.CDLL:
 
 def _compile(command: list[str], source: Path, path: Path) -> None:
     # In a folder of its own, since another process may be compiling the same, then renamed: what has a name is whole.
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder) / path.name
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder, tempfile.TemporaryDirectory() as elsewhere:
+        made, linked = Path(folder) / path.name, Path(elsewhere) / path.name
         for native in (["-march=native"], ["-mcpu=native"], []):  # compilers differ in the name, by processor
             done = subprocess.run(
-                [*command, *native, f"-I{HEADER.parent}", "-o", str(made), str(source), "-lm"],
+                [*command, *native, f"-I{HEADER.parent}", "-o", str(linked), str(source), "-lm"],
                 capture_output=True,
                 text=True,
                 errors="replace",
                 check=False,
             )
             if done.returncode == 0:
+                shutil.copyfile(linked, made)  # a full disk is an OSError here, to the linker an error like any other
                 with made.open("rb") as file:
                     os.fsync(file.fileno())
                 made.replace(path)

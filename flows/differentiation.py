@@ -34,7 +34,10 @@ def once_differentiable(backward: Backward) -> Backward:
 
 
 def gradients(
-    output: Tensor, inputs: Sequence[Tensor], needed: Sequence[bool], by_output: Tensor | None = None
+    output: Tensor | Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    needed: Sequence[bool],
+    by_output: Tensor | Sequence[Tensor] | None = None,
 ) -> list[Tensor | None]:
     """The gradients by those of `inputs` that are `needed`; None for the others, and where there is none."""
     chosen = [tensor for tensor, need in zip(inputs, needed, strict=True) if need]

@@ -183,13 +183,13 @@ class _ImplicitGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, g_of: NormalizedNet, L: float, x: Tensor, z: Tensor, *parameters: Tensor) -> Tensor:
         ctx.g_of, ctx.L = g_of, L
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, *parameters)  # these, so that a change in between is an error
         return x.clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (x,) = ctx.saved_tensors
+        x = ctx.saved_tensors[0]
         if x.shape[1] <= LARGEST_NEWTON_DIMENSION:
             inverse = inverse_plus_identity(ctx.g_of.forward_with_jacobian(x)[1])
             by_z = torch.bmm(grad.unsqueeze(1), inverse).squeeze(1)

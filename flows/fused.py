@@ -47,7 +47,7 @@ class _ValueAndJacobian(torch.autograd.Function):
         pairs = tensors[: 2 * (len(activations) + 1)]
         g, J, kept = passes[0](x, list(zip(pairs[::2], pairs[1::2], strict=True)), activations)
         ctx.backward_pass, ctx.activations = passes[1], activations
-        ctx.save_for_backward(x, *pairs[::2], *kept)
+        ctx.save_for_backward(x, *pairs[::2], *kept, *tensors[len(pairs) :])  # a change of parameters is an error
         return g, J
 
     @staticmethod
@@ -55,7 +55,8 @@ class _ValueAndJacobian(torch.autograd.Function):
     def backward(ctx: Any, grad_g: Tensor, grad_J: Tensor) -> tuple[Tensor | None, ...]:
         n_layers = len(ctx.activations) + 1
         x, *saved = ctx.saved_tensors
-        found = ctx.backward_pass(x, saved[:n_layers], ctx.activations, saved[n_layers:], grad_g, grad_J)
+        kept = saved[n_layers : n_layers + 2 * len(ctx.activations)]
+        found = ctx.backward_pass(x, saved[:n_layers], ctx.activations, kept, grad_g, grad_J)
         return None, None, *found
 
 
@@ -73,13 +74,13 @@ class _Activate(torch.autograd.Function):
     def forward(ctx: Any, activation: Activation, a: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         value, slope = activation.value_and_derivative(a)
         ctx.activation = activation
-        ctx.save_for_backward(a, slope)
+        ctx.save_for_backward(a, slope, *parameters)
         return value, slope
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_value: Tensor, grad_slope: Tensor) -> tuple[Tensor | None, ...]:
-        by_a, by_parameters = ctx.activation.pullback(*ctx.saved_tensors, grad_value, grad_slope)
+        by_a, by_parameters = ctx.activation.pullback(*ctx.saved_tensors[:2], grad_value, grad_slope)
         return None, by_a, *by_parameters
 
 
@@ -105,7 +106,7 @@ def forward(x: Tensor, layers: Layers, activations: Sequence[Activation]) -> tup
 def _activate(activation: Activation, a: Tensor, tangents: Tensor) -> tuple[Tensor, Tensor]:
     """An activation's value and tangents, (1 + d, batch, units * width), and slope, (batch, units * width)."""
     h, slope = activation.value_and_derivative(a)
-    columns = (slope.view(len(a), activation.expansion, -1) * tangents.unsqueeze(2)).flatten(2)
+    columns = (slope.unflatten(1, (activation.expansion, -1)) * tangents.unsqueeze(2)).flatten(2)
     return torch.cat([h.unsqueeze(0), columns]), slope
 
 

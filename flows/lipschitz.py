@@ -380,6 +380,8 @@ class NormalizedMLP(NormalizedNet):
         return super().approach(z, steps, enough)
 
     def _runs_compiled(self, x: Tensor) -> bool:
+        if torch._C._are_functorch_transforms_active():
+            return False
         # What it leaves for a gradient serves once.
         return self.compiled and x.device.type == "cpu" and (self.fused or not torch.is_grad_enabled())
 

@@ -92,3 +92,23 @@ def test_a_derivative_may_be_constant_piece_by_piece() -> None:
     by_x, by_parameters = Leaky().pullback(x, derivative, 2 * x, 3 * x)
     torch.testing.assert_close(by_x, 2 * x * derivative, rtol=0, atol=1e-14)
     assert by_parameters == []
+
+
+class Steep(Activation):
+    """Of a slope that is learned, and whose derivative is left to be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = torch.nn.Parameter(torch.tensor(0.5, dtype=torch.float64))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.raw) * torch.tanh(x)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_parameter_may_be_frozen(frozen: bool) -> None:
+    steep = Steep().requires_grad_(not frozen)
+    x = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    by_x, (by_raw,) = steep.pullback(x, torch.zeros_like(x), torch.ones_like(x), torch.zeros_like(x))
+    torch.testing.assert_close(by_x, (torch.sigmoid(steep.raw) / torch.cosh(x) ** 2).detach())
+    assert (by_raw is None) == frozen

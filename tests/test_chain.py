@@ -540,8 +540,41 @@ def test_a_frozen_flow_has_a_jacobian_by_either_mode() -> None:
         return frozen(point.unsqueeze(0))[0].squeeze(0)
 
     for mode in (torch.func.jacrev, torch.func.jacfwd):
-        found = torch.func.vmap(mode(one))(x[:20])
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+        for graph in (True, False):
+            with torch.set_grad_enabled(graph):
+                found = torch.func.vmap(mode(one))(x[:20])
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_batch_may_be_empty(kind: type[FlowOfBlocks], estimator: LogDetEstimator) -> None:
+    flow, x = make(estimator, kind=kind)
+    for each in (compiled_copy(flow), flow):
+        for training in (True, False):
+            log_prob = each.train(training).log_prob(x[:0])
+            assert log_prob.shape == (0,)
+            log_prob.sum().backward()
+
+
+def test_a_series_refuses_probes_of_another_dtype() -> None:
+    """As of noise that was drawn for points of float32, used again in float64."""
+    estimator = RussianRoulette()
+    flow, x = make(estimator)
+    compiled_copy(flow)  # or there is no compiler
+    noise = estimator.draw_noise(x.float())
+    estimator.compiled = True
+    with pytest.raises(ValueError, match=r"one dtype and batch, not torch\.float64 .* and torch\.float32"):
+        estimator.from_matrix(torch.zeros(len(x), 2, 2, dtype=torch.float64), noise)
+
+
+def test_no_solution_is_asked_for_that_no_number_is() -> None:
+    flow, x = make(Exact())
+    twin = compiled_copy(flow).eval()
+    for block in twin._blocks:
+        block.tolerance = 0.0
+    with pytest.raises(ValueError, match="tolerances are above zero"):
+        twin.preimage(x)
 
 
 def test_compiled_code_refuses_other_numbers() -> None:

@@ -108,6 +108,12 @@ class TestContract:
             assert torch.isfinite(parameter.grad).all()
             assert (parameter.grad != 0).any()
 
+    def test_a_batch_may_be_empty(self, estimator: LogDetEstimator) -> None:
+        net, x = make_net(2), points(0, 2).requires_grad_()
+        g, log_det = estimator(net.normalize(x.dtype), x)
+        (log_det.sum() + g.sum()).backward()
+        assert (log_det.shape, x.grad.shape) == ((0,), (0, 2))
+
     def test_runs_where_there_are_no_values(self, estimator: LogDetEstimator) -> None:
         """On the meta device a wait for a value, or a tensor made elsewhere, is an error."""
         net, x = make_net(2).to("meta"), torch.empty(6, 2, dtype=torch.float64, device="meta", requires_grad=True)

@@ -211,6 +211,17 @@ def test_the_fused_pass_is_the_plain_one(dimensions: int, depth: int, activation
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-11)
 
 
+def test_a_parameter_that_changes_before_the_backward_pass_is_an_error() -> None:
+    """Not a gradient of neither."""
+    net, x = LipschitzMLP(2, 9, 2, 0.95, "fourier").train(), torch.randn(11, 2)
+    g, J = net.forward_with_jacobian(x)
+    (parameter,) = net.activations[0].parameters()
+    with torch.no_grad():
+        parameter += 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        (g.sum() + J.sum()).backward()
+
+
 WRITTEN_OUT = [name for name in activation_names() if type(make_activation(name)).pullback is not Activation.pullback]
 
 

@@ -8,6 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from flows.differentiation import gradients
+
 __all__ = ["Activation"]
 
 ZERO = torch.zeros(())
@@ -72,6 +74,7 @@ class Activation(nn.Module, abc.ABC):
             x = x.detach().requires_grad_()
             pairs = zip(self.value_and_derivative(x), (grad_value, grad_derivative), strict=True)
             # The derivative of what is linear piece by piece depends on nothing.
-            outputs, gradients = zip(*((output, gradient) for output, gradient in pairs if output.requires_grad))
-            found = torch.autograd.grad(outputs, (x, *self.parameters()), gradients, allow_unused=True)
-        return found[0], list(found[1:])
+            outputs, by_outputs = zip(*((output, by_output) for output, by_output in pairs if output.requires_grad))
+            inputs = (x, *self.parameters())
+            found = gradients(outputs, inputs, [tensor.requires_grad for tensor in inputs], by_outputs)
+        return found[0], found[1:]

@@ -101,7 +101,7 @@ class PowerSeries(LogDetEstimator):
         """
         v = noise.probes
         lengths = self.lengths(noise.orders)
-        longest = int(lengths.max()) if isinstance(lengths, Tensor) else lengths  # on the host
+        longest = max(lengths.tolist(), default=0) if isinstance(lengths, Tensor) else lengths  # on the host
         most = max(2, longest)  # k = 1 is always computed, so that the estimate has a graph
         of_terms, of_powers = self._coefficients(most, v)
         if self.compiled and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
@@ -128,12 +128,13 @@ class PowerSeries(LogDetEstimator):
         settings = (value for name, value in vars(self).items() if name != "_kept")
         key = (1 << (powers - 1).bit_length(), like.dtype, like.device, *settings)
         if key not in self._kept:
-            in_series, in_gradient = self.weights(key[0])
-            k = torch.arange(key[0], dtype=torch.float64, device="cpu")
-            sign = 1 - 2 * (k % 2)
-            of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
-            of_powers = sign * in_gradient / self.n_probes
-            self._kept[key] = tuple(_carried(each.to(like.dtype), like.device) for each in (of_terms, of_powers))
+            with torch.inference_mode(False):  # or no gradient could be taken of what they enter later
+                in_series, in_gradient = self.weights(key[0])
+                k = torch.arange(key[0], dtype=torch.float64, device="cpu")
+                sign = 1 - 2 * (k % 2)
+                of_terms = torch.where(k > 0, -sign * in_series / k.clamp(min=1), 0.0) / self.n_probes
+                of_powers = sign * in_gradient / self.n_probes
+                self._kept[key] = tuple(_carried(each.to(like.dtype), like.device) for each in (of_terms, of_powers))
         return self._kept[key]
 
 
@@ -158,20 +159,22 @@ class _BackwardInForward(torch.autograd.Function):
             g, log_det = LogDetEstimator.__call__(estimator, net, x, noise)
             found = gradients(log_det.sum(), (x, *parameters), (True, *ctx.needs_input_grad[4:]))
         ctx.net = net
-        ctx.save_for_backward(x.detach(), *found)
+        ctx.save_for_backward(x.detach(), *found, *parameters)  # these, so that a change in between is an error
         return g.detach(), log_det.detach()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_g: Tensor, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         _require_equal(grad_log_det)
-        x, *from_log_det = ctx.saved_tensors
+        x, *saved = ctx.saved_tensors
+        from_log_det = saved[: 1 + len(ctx.needs_input_grad[4:])]
         with torch.enable_grad():  # g again: cheaper than having kept its graph
             x = x.requires_grad_()
             needed = (True, *ctx.needs_input_grad[4:])
             from_g = gradients(ctx.net(x), (x, *ctx.net.parameters()), needed, grad_g)
+        weight = grad_log_det[:1].sum()  # of each sample; there may be none
         both = [
-            a if b is None else grad_log_det[0] * b if a is None else torch.addcmul(a, grad_log_det[0], b)
+            a if b is None else weight * b if a is None else torch.addcmul(a, weight, b)
             for a, b in zip(from_g, from_log_det, strict=True)
         ]
         return None, None, None, *both
@@ -196,7 +199,7 @@ class _GradientInForward(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_log_det: Tensor) -> tuple[Tensor | None, ...]:
         _require_equal(grad_log_det)
-        return None, None, ctx.saved_tensors[0] * grad_log_det[0]
+        return None, None, ctx.saved_tensors[0] * grad_log_det[:1].sum()
 
 
 def _require_equal(weights: Tensor) -> None:

@@ -50,7 +50,10 @@ class _Series(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch, probes, d = v.shape
         J, v = J.contiguous(), v.contiguous()
-        lengths = torch.as_tensor(lengths, device="cpu").expand(batch).contiguous()
+        if J.dtype != v.dtype or J.shape != (batch, d, d):  # compiled code would read elsewhere
+            found = f"{J.dtype} of shape {tuple(J.shape)} and {v.dtype} of shape {tuple(v.shape)}"
+            raise ValueError(f"Jacobians and probes are of one dtype and batch, not {found}")
+        lengths = torch.as_tensor(lengths, dtype=torch.int64, device="cpu").expand(batch).contiguous()
         log_det, row = v.new_empty(batch), torch.empty_like(v)
         by_J = torch.zeros_like(J) if ctx.needs_input_grad[0] else None
         pointers = [
