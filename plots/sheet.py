@@ -20,6 +20,7 @@ from plots.text import draw_text, to_grey_indices
 __all__ = ["Panel", "Sheet", "Strip"]
 
 SIDE, GAP, LINE = 170, 12, 13  # pixels: of a panel, between panels, of a line of text
+BESIDE = 24  # pixels more between strips side by side, for the numbers of the second one's axis
 LEFT, TOP, RIGHT, BOTTOM = 44, 40, 64, 20
 MOST_PANELS = 5  # beside a target, in a line
 LETTERS = 27  # of a line of a panel's title
@@ -98,15 +99,16 @@ class Sheet:
                 places.append((strip, panel, first + 1 + index % (columns - 1), row + index // (columns - 1)))
             if number % beside == beside - 1 or number == len(strips) - 1:
                 row += -(-len(strip.panels) // (columns - 1))
-        columns *= beside
-        self.width = max(LEFT + columns * (SIDE + GAP), LEFT + LETTER * len(title) + EPOCHS) + RIGHT
+        right = LEFT + beside * (columns * (SIDE + GAP) + BESIDE) - BESIDE
+        self.width = max(right, LEFT + LETTER * len(title) + EPOCHS) + RIGHT
         self.height = TOP + row * (SIDE + head + GAP) + BOTTOM
         self.figure = new_figure(self.width, self.height)
         self.images: list[tuple[Axes, Strip, Panel]] = []
         self.targets: list[tuple[Axes, Strip]] = []
         for strip, panel, column, line in places:
             top = TOP + line * (SIDE + head + GAP) + head
-            axes = add_axes(self.figure, LEFT + column * (SIDE + GAP), top, SIDE, SIDE)
+            left = LEFT + column * (SIDE + GAP) + column // columns * BESIDE
+            axes = add_axes(self.figure, left, top, SIDE, SIDE)
             style_axes(axes, strip.window, "")
             axes.set_title(strip.title if panel is None else panel.title, fontsize=8, pad=4)
             if panel is None:
@@ -117,7 +119,7 @@ class Sheet:
                 self.images.append((axes, strip, panel))
             else:
                 axes.text(0.5, 0.5, "no epoch", fontsize=9, ha="center", va="center", transform=axes.transAxes)
-        self.bar = add_axes(self.figure, LEFT + columns * (SIDE + GAP) + 4, TOP + head, 11, SIDE)
+        self.bar = add_axes(self.figure, right + 4, TOP + head, 11, SIDE)
         add_color_bar(self.bar, ScalarMappable(cmap=DENSITY_MAP), "share of the target's highest density")
         self.figure.text(LEFT / self.width, 1 - 20 / self.height, title, fontsize=11, va="center")
 
