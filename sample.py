@@ -5,7 +5,7 @@ from __future__ import annotations
 if __name__ == "__main__":
     from training.interruption import exit_quietly
 
-    exit_quietly()  # on Ctrl-C while all the rest is imported
+    exit_quietly()  # on a signal while all the rest is imported
 
 import io
 from dataclasses import dataclass

@@ -35,7 +35,7 @@ class PointTable(DataFile):
         super().__init__(
             path, sha256, f"a .csv file of two numbers a line, or a .npy file of shape (n, 2), n >= {fewest}"
         )
-        self.table = self._read_npy() if self.path.suffix.lower() == ".npy" else self._read_csv()
+        self.table = self._read_npy() if self.path.suffix.lower() == ".npy" else self._read_csv(sha256 is not None)
         del self.content
         if len(self.table) < fewest:
             raise self.refused(f"only {len(self.table)} points")
@@ -57,7 +57,11 @@ class PointTable(DataFile):
             raise self.refused(f"row {bad[0]} (from 0) is {table[bad[0]].tolist()}{why}")
         return table
 
-    def _read_csv(self) -> np.ndarray:
+    def _read_csv(self, is_known: bool) -> np.ndarray:
+        """
+        Args:
+            is_known: whether this very file has been read before.
+        """
         content = self.content.removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         if (zero := content.find(b"\0")) >= 0:  # UTF-16, say
             line = content.count(b"\n", 0, zero) + 1
@@ -72,7 +76,8 @@ class PointTable(DataFile):
         if "," not in commas:
             commas = re.sub(r"(?<=\S) +(?=\S)", ",", commas)
         lines = commas.split("\n")
-        if lines[0] == "0,1" and all("." in field for field in ",".join(lines[1:2]).split(",")):
+        may_be_names = lines[0] == "0,1" and all("." in field for field in ",".join(lines[1:2]).split(","))
+        if may_be_names and not is_known:  # a run that began with it, in an earlier version, took it for a point
             raise self.refused("line 1 is '0,1', pandas' names of columns or a point: leave it out, or write 0.0,1.0")
         header = int(_is_header(*lines[:2]))
         try:

@@ -104,6 +104,9 @@ class TestPoints:
         (tmp_path / "a.csv").write_text("0 1\n" + "\n".join(GOOD).replace(",", ".0 "))
         with pytest.raises(ArgumentError, match=r"line 1 is '0,1', pandas' names of columns or a point"):
             Points(str(tmp_path / "a.csv"))
+        (tmp_path / "b.csv").write_text((tmp_path / "a.csv").read_text().replace(" ", ","))
+        known = hashlib.sha256((tmp_path / "b.csv").read_bytes()).hexdigest()
+        assert PointTable(str(tmp_path / "b.csv"), known).table[0].tolist() == [0.0, 1.0]
         (tmp_path / "a.csv").write_text("0,1\n" + "\n".join(GOOD))
         assert len(PointTable(str(tmp_path / "a.csv")).table) == 41
 

@@ -311,7 +311,7 @@ class TestSweep:
 
         monkeypatch.setattr(Sweep, "create", create_as_two_at_once)
         assert run("train", "-m", *SHORT, "trainer.epochs=1", "seed=0,1").status == 0
-        (other,) = {path.parent for path in tmp_path.glob("multirun/*/sweep.json")} - {*begun}
+        (other,) = {path.parent.resolve() for path in tmp_path.glob("multirun/*/sweep.json")} - {*begun}
         assert len(table(other)) == 2
         assert json.loads((begun[0] / "sweep.json").read_text())["overrides"] == ["seed=7"]
 

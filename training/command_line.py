@@ -123,13 +123,16 @@ def _dispatch(
     if len(given := [f"--{name.replace('_', '-')}" for name in exclusive if getattr(arguments, name)]) > 1:
         _exit(2, f"{' and '.join(given)} do not go together")
     if arguments.multirun and not resumable:  # results stand in the run's folder, or in out
-        given = {override.key_or_group: override for override in parse(arguments.overrides)}
-        for key, override in given.items():
-            if override.is_sweep_override() and key not in ("run", "out"):
-                raise ArgumentError(key, "one value: only run and out take several", repr(override.input_line))
-        if "out" in given and "run" in given and given["run"].is_sweep_override():
-            accepts = "nothing where run takes several, whose results stand in their own folders"
-            raise ArgumentError("out", accepts, repr(given["out"].input_line))
+        typed = parse(arguments.overrides)
+        several = {override.key_or_group for override in typed if override.is_sweep_override()}
+        for override in typed:
+            key, got = override.key_or_group, repr(override.input_line)
+            if key in several - {"run", "out"}:
+                raise ArgumentError(key, "one value: only run and out take several", got)
+            if key == "out" and "run" in several:
+                raise ArgumentError(
+                    key, "nothing where run takes several: each has a folder of its own", got
+                )
     asks_hydra = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
     if asks_hydra or (arguments.multirun and not resumable):
         with _read_as_far_as_wanted():

@@ -27,7 +27,7 @@ def exit_as_ever() -> None:
 
 
 def terminate(number: int, frame: FrameType | None) -> None:
-    """What SIGTERM does where there is nothing to save."""
+    """What SIGTERM does where no run notes it, or the second time."""
     raise Interrupted(number, "stopped")
 
 
@@ -41,7 +41,7 @@ def stop_signals() -> list[int]:
 
 
 class Interrupted(SystemExit):
-    """The run was stopped by a signal after everything was saved. Exit status 128 + signal: 130 or 143."""
+    """A signal has stopped the work, and all that was to be kept is saved. Exit status 128 + signal: 130 or 143."""
 
     def __init__(self, number: int, message: str) -> None:
         super().__init__(128 + number)
@@ -54,7 +54,7 @@ class Interrupted(SystemExit):
 class Interruption:
     """While entered, the signals of `stop_signals` only set `number`; a second one acts at once, as ever.
 
-    Where an error ends it, the signal goes to whoever had it before.
+    Where an error ends it, a sweep or a launcher still has its signal.
     """
 
     def __init__(self) -> None:

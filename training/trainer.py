@@ -276,17 +276,23 @@ class Trainer:
             self._stop_if(interruption)
 
     def _batches(self) -> Iterator[Tensor]:
-        """Those that are left of the epoch, from the seed and the epoch alone: a resumed epoch has the same."""
+        """Those that are left of the epoch, from the seed and the epoch alone: a resumed epoch has the same.
+
+        In parts of `STEPS_AT_ONCE` steps, each drawn anew. To draw is not counted as training.
+        """
         done = self.progress.step_in_epoch
         for begin in range(0, self.steps_per_epoch, STEPS_AT_ONCE):
             steps = min(STEPS_AT_ONCE, self.steps_per_epoch - begin)
             if begin + steps <= done:
                 continue
+            began = time.perf_counter()
             generator = _generator(self.seed, self.progress.epoch + 1, *([begin] if begin else []))
             points = self.target.sample(steps * self.batch_size, generator)
             if self.stratified:
                 points = stratified(points, self.batch_size, generator)
-            yield from points.view(steps, self.batch_size, -1).to(self.device)[max(done - begin, 0) :]
+            data = points.view(steps, self.batch_size, -1).to(self.device)
+            self.progress.train_seconds -= time.perf_counter() - began
+            yield from data[max(done - begin, 0) :]
 
     def _end_epoch(self) -> Evaluation:
         """Evaluate, write the metrics, draw, and last of all save: a checkpoint vouches for the files before it."""
