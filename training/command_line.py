@@ -130,9 +130,7 @@ def _dispatch(
             if key in several - {"run", "out"}:
                 raise ArgumentError(key, "one value: only run and out take several", got)
             if key == "out" and "run" in several:
-                raise ArgumentError(
-                    key, "nothing where run takes several: each has a folder of its own", got
-                )
+                raise ArgumentError(key, "nothing where run takes several: each has a folder of its own", got)
     asks_hydra = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
     if asks_hydra or (arguments.multirun and not resumable):
         with _read_as_far_as_wanted():
