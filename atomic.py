@@ -49,7 +49,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def patiently(work: Callable[[], Result]) -> Result:
-    """Do `work` with a file, which Windows refuses while a program, such as a virus scanner, has it open."""
+    """Do `work` with a file, which Windows refuses while a program, such as a virus scanner, has it open.
+
+    Raises:
+        PermissionError: it is still refused after `PATIENCE` seconds.
+    """
     until = time.monotonic() + PATIENCE
     while True:
         try:

@@ -79,7 +79,7 @@ class PointTable(DataFile):
         may_be_names = lines[0] == "0,1" and all("." in field for field in ",".join(lines[1:2]).split(","))
         if may_be_names and not is_known:  # a run that began with it, in an earlier version, took it for a point
             raise self.refused("line 1 is '0,1', pandas' names of columns or a point: leave it out, or write 0.0,1.0")
-        header = int(_is_header(*lines[:2]))
+        header = int(lines == [""] or _is_header(lines[0]))
         try:
             table = np.loadtxt(lines[header:], delimiter=",", comments=None, ndmin=2) if lines[header:] else None
         except ValueError:
@@ -95,10 +95,8 @@ class PointTable(DataFile):
         raise self.refused("no points")
 
 
-def _is_header(first: str, second: str = "") -> bool:
+def _is_header(first: str) -> bool:
     """Whether the first line names the columns. What is wrong with it is to be said where it does not."""
-    if not first:
-        return not second  # there is nothing at all
     if not any(letter.isalpha() or letter == "\ufffd" for letter in first):  # or one of another encoding
         return False
     numeric = re.compile(r"""["' ]*[-+]?(\.?\d|(nan|inf|infinity)\b)""", re.IGNORECASE)

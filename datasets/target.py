@@ -166,7 +166,8 @@ def midpoints(window: Window, side: int) -> Tensor:
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """
+    """Points, of any shape, as log-densities are computed.
+
     Raises:
         TypeError: `x` is of whole numbers, to which a log-density would be rounded.
     """

@@ -125,8 +125,9 @@ def certified_through_chain(
         bound on the distance in each block, shape (n,), zero where it is not inverted.
 
     Raises:
-        CompileError, ValueError: as :func:`through_chain`.
+        CompileError: as :func:`through_chain`.
         InverseError: rounding keeps a bound above its tolerance, or something is not finite.
+        ValueError: as :func:`through_chain`; or a tolerance is not above zero.
     """
     fine = _Call(activation, x, chain.tensors(), inverted)
     coarse = _Call(activation, x.float(), [tensor.float() for tensor in fine.tensors], inverted)

@@ -30,7 +30,7 @@ def recipe(experiment: str) -> tuple[dict[str, str], dict[str, Any]]:
     """What a file of `configs/experiment` chooses, by group, and sets, by full name."""
     content = _load(CONFIGS / "experiment" / f"{experiment}.yaml")
     choices = {group.rpartition("/")[2]: value for group, value in _listed(content)}
-    content.pop("defaults", None)
+    content.pop("defaults")
     settings: dict[str, Any] = {}
     for group, node in content.items():
         settings.update(
@@ -61,7 +61,7 @@ def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
 
 def _listed(content: dict[str, Any]) -> list[tuple[str, str | None]]:
     """What the defaults list of a file chooses, by group."""
-    return [item for entry in content.get("defaults", []) for item in entry.items()]
+    return [item for entry in content["defaults"] for item in entry.items()]
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -32,6 +32,9 @@ class Learner:
         clip_norm: the gradient's norm is cut to this.
         ema_decay: share of the average kept at each step; 0 makes the average the flow itself.
         power_iterations: power iterations after each step, to keep the spectral norms converged.
+
+    Raises:
+        ValueError: the optimizer is of other tensors than the flow's, which was moved since.
     """
 
     def __init__(
@@ -43,7 +46,10 @@ class Learner:
         self.steps = 0
         self._peak_rates = [group["lr"] for group in optimizer.param_groups]
         self._parameters = stack_parameters(flow)
-        self._require_that_optimizer_holds_them()
+        ours = {stack.untyped_storage().data_ptr() for stack in self._parameters}
+        moved = [tensor for group in optimizer.param_groups for tensor in group["params"]]
+        if any(tensor.untyped_storage().data_ptr() not in ours for tensor in moved):
+            raise ValueError("the optimizer is of other tensors than the flow's: build it after moving the flow")
         self._average_parameters = stack_parameters(self.average)
         self._layers = _lipschitz_layers(flow)
 
@@ -109,16 +115,6 @@ class Learner:
             ours.copy_(theirs)
         for layer in [*self._layers, *_lipschitz_layers(self.average)]:
             layer.converge()
-
-    def _require_that_optimizer_holds_them(self) -> None:
-        """
-        Raises:
-            ValueError: the optimizer moves other tensors than those of the flow.
-        """
-        ours = {stack.untyped_storage().data_ptr() for stack in self._parameters}
-        moved = [tensor for group in self.optimizer.param_groups for tensor in group["params"]]
-        if any(tensor.untyped_storage().data_ptr() not in ours for tensor in moved):
-            raise ValueError("the optimizer is of other tensors than the flow's: build it after moving the flow")
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -20,7 +20,8 @@ __all__ = ["compose", "folder_to_resume", "parse", "refuse_what_nobody_sets", "r
 
 
 def parse(overrides: list[str]) -> list[Override]:
-    """
+    """What `overrides`, as they are typed, say.
+
     Raises:
         ArgumentError: one is not in Hydra's grammar.
     """
@@ -34,6 +35,11 @@ def parse(overrides: list[str]) -> list[Override]:
 
 def compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:
     """The configuration, Hydra's own part included.
+
+    Args:
+        config_name: the primary configuration.
+        overrides: as they are typed, each of one value.
+        extra_folder: of configs beside the project's; None for no more.
 
     Raises:
         ArgumentError: an override names an unknown setting.
@@ -71,7 +77,11 @@ def compose(config_name: str, overrides: list[str], extra_folder: str | None) ->
 
 
 def folder_to_resume(overrides: list[str]) -> Path | None:
-    """What `resume=` names, if it is given."""
+    """What `resume=` names, if it is given.
+
+    Raises:
+        ArgumentError: it names several folders.
+    """
     given = [override for override in parse(overrides) if override.key_or_group == "resume"]
     if given and (given[-1].is_sweep_override() or isinstance(given[-1].value(), (list, dict))):
         raise ArgumentError("resume", "one folder", repr(given[-1].input_line))
@@ -139,6 +149,7 @@ def refuse_what_nobody_sets(overrides: list[str]) -> None:
 
 
 def without_hydra(config: DictConfig) -> DictConfig:
+    """A composed configuration as a task has it, without Hydra's own part."""
     return OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
 
 

@@ -101,7 +101,7 @@ class PowerSeries(LogDetEstimator):
         """
         v = noise.probes
         lengths = self.lengths(noise.orders)
-        longest = max(lengths.tolist(), default=0) if isinstance(lengths, Tensor) else lengths  # on the host
+        longest = lengths if isinstance(lengths, int) else int(lengths.max() if len(lengths) else 0)  # on the host
         most = max(2, longest)  # k = 1 is always computed, so that the estimate has a graph
         of_terms, of_powers = self._coefficients(most, v)
         if self.compiled and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
