@@ -1,7 +1,7 @@
 """What the estimator of the log-determinant does to what is learned: `python -m benchmarks.estimators`.
 
 Equal steps with each estimator, in ordinary runs of train.py. The training objective's own NLL is the exact one less
-the estimator's bias. Where the two drift apart, the bias has been optimised into the model (Chen et al. 2019, fig. 1).
+the estimator's bias. Where the two drift apart, the bias has been optimised into the model (Chen et al. 2019).
 """
 
 from __future__ import annotations

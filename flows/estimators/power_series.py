@@ -32,8 +32,10 @@ class PowerSeries(LogDetEstimator):
     A subclass says how the series is cut: `weights`, `lengths` and, if at random, `draw_orders`.
 
     Args:
-        n_probes: m, probes v for each sample; the variance falls as 1/m.
-        probe: distribution of v. Rademacher has the smaller variance, Gaussian is the papers'.
+        n_probes: m, probes v for each sample. The variance that is theirs falls as 1/m; that of a random cut, which
+            the probes of a sample share, stays.
+        probe: distribution of v. Rademacher has the smaller variance; the authors of iResNet and Residual Flow took
+            Gaussian ones.
         gradient: `series` differentiates the sum as it stands; `neumann` replaces its gradient by the Neumann
             series of (I + J)^-1, of which only the last product has a graph (Chen et al. 2019, equation 8).
         memory: `saving` computes the gradient of the estimate in the forward pass and stores it in place of
