@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.target import TargetDensity, in_float64
+from datasets.target import TargetDensity, gauss_legendre, in_float64
 
 __all__ = ["CurveDensity"]
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(10)
+NODES, WEIGHTS = gauss_legendre(10)
 PANEL = 3.0  # length of a panel in standard deviations of the noise, at most
 FEWEST_PANELS = 16  # which are short beside the turns of a curve, too
 NEGLIGIBLE = 22.0  # e^-22 = 3e-10
@@ -90,8 +90,8 @@ class CurveDensity(TargetDensity):
         n = max(math.ceil(length[-1] / (PANEL * self.noise)), FEWEST_PANELS)
         cuts = torch.from_numpy(np.interp(np.linspace(0, length[-1], n + 1), length, t.numpy()))
         start, width = cuts[:-1, None], cuts.diff()[:, None]
-        t = start + width * torch.from_numpy((NODES + 1) / 2)
-        nodes, log_weights = self.curve(t), self.log_weight(t) + (width * torch.from_numpy(WEIGHTS / 2)).log()
+        t = start + width * NODES
+        nodes, log_weights = self.curve(t), self.log_weight(t) + (width * WEIGHTS).log()
         centres = nodes.mean(dim=1)
         radii = torch.linalg.vector_norm(nodes - centres.unsqueeze(1), dim=-1).amax(dim=1)
         return nodes / self.noise, log_weights, centres, radii

@@ -5,17 +5,15 @@ from __future__ import annotations
 import math
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from arguments import Range, checked
-from datasets.target import TargetDensity, Window, in_float64, square
+from datasets.target import TargetDensity, Window, gauss_legendre, in_float64, square
 
 __all__ = ["Diamond"]
 
 BOUND = 2.5  # the lattice's outermost Gaussians, before the turn
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(12)
 
 
 class Diamond(TargetDensity):
@@ -59,8 +57,9 @@ class Diamond(TargetDensity):
         reach = BOUND + 9 * self.noise
         cuts = torch.linspace(-reach, reach, math.ceil(2 * reach / self.noise) + 1, dtype=torch.float64)
         width = cuts[1] - cuts[0]
-        log_p = self._log_prob_along(cuts[:-1, None] + width * torch.from_numpy((NODES + 1) / 2))
-        return 2 * float((-log_p * log_p.exp() @ torch.from_numpy(WEIGHTS / 2)).sum() * width)
+        nodes, weights = gauss_legendre(12)
+        log_p = self._log_prob_along(cuts[:-1, None] + width * nodes)
+        return 2 * float((-log_p * log_p.exp() @ weights).sum() * width)
 
     @property
     def window(self) -> Window:

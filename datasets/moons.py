@@ -5,12 +5,11 @@ from __future__ import annotations
 import functools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from arguments import checked
-from datasets.target import Noise, TargetDensity, Window, in_float64, panels, square
+from datasets.target import Noise, TargetDensity, Window, gauss_legendre, in_float64, panels, square
 
 __all__ = ["Moons"]
 
@@ -89,7 +88,6 @@ def _integrals(noise: float) -> tuple[float, float]:
     return Moons(noise)._integrate()
 
 
-NODES, WEIGHTS = np.polynomial.legendre.leggauss(32)
 NEGLIGIBLE = 38.0  # e^-38 = 3e-17
 
 
@@ -103,9 +101,9 @@ def _log_falling_integral(kappa: Tensor, start: Tensor, end: Tensor) -> Tensor:
     last = torch.asin((first + NEGLIGIBLE / (2 * kappa.clamp(min=1e-30))).clamp(max=1).sqrt()) * 2
     length = torch.minimum(end, last) - start
     value = torch.zeros_like(kappa)
-    for node, weight in zip((NODES + 1) / 2, WEIGHTS / 2, strict=True):
-        t = start + length * float(node)
-        value += float(weight) * torch.exp(-2 * kappa * (torch.sin(t / 2) ** 2 - first))
+    for node, weight in zip(*(part.tolist() for part in gauss_legendre(32)), strict=True):
+        t = start + length * node
+        value += weight * torch.exp(-2 * kappa * (torch.sin(t / 2) ** 2 - first))
     integral = value * length.clamp(min=0)
     some = integral > 0  # an empty piece has no slope either, not that of a logarithm at 0
     return torch.where(some, torch.where(some, integral, 1.0).log(), -math.inf) - 2 * kappa * first

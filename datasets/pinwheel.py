@@ -88,7 +88,7 @@ class Pinwheel(TargetDensity):
             moved = _u(bent, phi) - theta.unsqueeze(1)
             phi = phi - (moved - moved.detach()) / _slope(bent, phi).detach()
         r, t = rho * torch.cos(phi), rho * torch.sin(phi)
-        log_slope = (1 + RATE * bent * torch.sin(phi) * (bent * torch.cos(phi)).exp()).abs().log()
+        log_slope = _slope(bent, phi).abs().log()
         squares = ((r - 1) / self.radial_noise) ** 2 + (t / self.tangential_noise) ** 2
         terms = torch.where(none, -math.inf, -squares / 2 - log_slope)
         area = 2 * math.pi * self.radial_noise * self.tangential_noise * SCALE**2

@@ -16,7 +16,18 @@ from torch import Tensor
 
 from arguments import ArgumentError, Range
 
-__all__ = ["Length", "Noise", "Target", "TargetDensity", "Window", "midpoints", "panels", "square"]
+__all__ = [
+    "Length",
+    "Noise",
+    "Target",
+    "TargetDensity",
+    "Window",
+    "gauss_legendre",
+    "in_float64",
+    "midpoints",
+    "panels",
+    "square",
+]
 
 Length = Annotated[float, Range(gt=0, le=1e6)]
 """A setting that is a length in the plane."""
@@ -68,7 +79,7 @@ class TargetDensity(Target):
     """A density on the plane that can be sampled, independently, and evaluated, both exactly."""
 
     drawn_as = "target density"
-    oversampling: ClassVar[int] = 1
+    oversampling: int = 1
     """Points along each side of a cell, whose mean is drawn: more than 1 where the density is finer than a cell."""
 
     @abc.abstractmethod
@@ -188,6 +199,13 @@ def panels(centers: Iterable[float], noise: float, reach: float = 12.0) -> list[
     return sorted({center + float(step) for center in centers for step in steps})
 
 
+@functools.cache
+def gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the rule of `n` nodes on [0, 1], both of shape (n,), float64."""
+    nodes, weights = np.polynomial.legendre.leggauss(n)
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+
+
 PANEL_ORDER = 12
 
 
@@ -198,17 +216,16 @@ def _on_panels(
 
     The integrand: shapes (n, 2) to (n, 2).
     """
-    nodes, weights = np.polynomial.legendre.leggauss(PANEL_ORDER)
+    nodes, weights = gauss_legendre(PANEL_ORDER)
     (x, along_x), (y, along_y) = (
         (
-            np.concatenate([a + (b - a) * (nodes + 1) / 2 for a, b in itertools.pairwise(cuts)]),
-            np.concatenate([(b - a) * weights / 2 for a, b in itertools.pairwise(cuts)]),
+            torch.cat([a + (b - a) * nodes for a, b in itertools.pairwise(cuts)]),
+            torch.cat([(b - a) * weights for a, b in itertools.pairwise(cuts)]),
         )
         for cuts in (first, second)
     )
-    points = torch.cartesian_prod(torch.from_numpy(x), torch.from_numpy(y))
-    values = torch.cat([integrand(part) for part in points.split(16384)])
-    mass, entropy = (torch.from_numpy(np.outer(along_x, along_y)).flatten() @ values).tolist()
+    values = torch.cat([integrand(part) for part in torch.cartesian_prod(x, y).split(16384)])
+    mass, entropy = (torch.outer(along_x, along_y).flatten() @ values).tolist()
     return mass, entropy
 
 
@@ -230,7 +247,7 @@ def _integrate(integrand: Callable[[Tensor], Tensor], window: Window) -> tuple[f
     squares, side = torch.stack([x.flatten(), y.flatten()], dim=1), side / cells
     total, done = torch.zeros(2, dtype=torch.float64), 0
     while 0 < len(squares) <= MOST_SQUARES - done:
-        coarse, fine = (_gauss_legendre(integrand, squares, side, order) for order in (5, 8))
+        coarse, fine = (_on_squares(integrand, squares, side, order) for order in (5, 8))
         good = ((fine - coarse).abs() < TOLERANCE / len(squares)).all(dim=1)
         total, done = total + fine[good].sum(dim=0), done + len(squares)
         halves = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64) * (side / 2)
@@ -238,9 +255,9 @@ def _integrate(integrand: Callable[[Tensor], Tensor], window: Window) -> tuple[f
     return float(total[0]), float(total[1])
 
 
-def _gauss_legendre(integrand: Callable[[Tensor], Tensor], squares: Tensor, side: float, order: int) -> Tensor:
+def _on_squares(integrand: Callable[[Tensor], Tensor], squares: Tensor, side: float, order: int) -> Tensor:
     """The integrals over each of the `squares`, given by their lower left corners: (n, 2) to (n, 2)."""
-    nodes, weights = (torch.from_numpy(array) for array in np.polynomial.legendre.leggauss(order))
-    offsets = torch.cartesian_prod(nodes + 1, nodes + 1) * (side / 2)
-    products = torch.outer(weights, weights).flatten() * (side / 2) ** 2
+    nodes, weights = gauss_legendre(order)
+    offsets = torch.cartesian_prod(nodes, nodes) * side
+    products = torch.outer(weights, weights).flatten() * side**2
     return torch.cat([products @ integrand(part.unsqueeze(1) + offsets) for part in squares.split(4096)])

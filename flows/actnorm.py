@@ -41,7 +41,7 @@ class ActNorm(Bijection):
 
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         s = self.log_scale.to(z.dtype)
-        return (z - self.shift) * (-s).exp(), (-s).sum().expand(z.shape[0])
+        return (z - self.shift.to(z.dtype)) * (-s).exp(), (-s).sum().expand(z.shape[0])
 
 
 def with_actnorm(blocks: Iterable[Sequence[Bijection]], dimensions: int) -> Iterator[Bijection]:

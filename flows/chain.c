@@ -179,7 +179,7 @@ typedef struct { char *memory, *free; } Arena;
 static real *take(Arena *arena, size_t n) {
     size_t bytes = (n * sizeof(real) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
     real *taken = (real *)arena->free;
-    arena->free += arena->memory ? bytes : 0;
+    arena->free += bytes;
     return taken;
 }
 
@@ -261,7 +261,7 @@ static void lay_out(const Chain *chain, int n, int with_gradients, Arena *arena,
 static int begin_work(const Chain *chain, int n, int with_gradients, Arena *arena, Work *work) {
     real **pointers = calloc(4 * chain->depth, sizeof *pointers);
     if (!pointers) return 0;
-    /* The size first, on an arena that starts at zero. */
+    /* The size first, in an arena without memory. */
     Arena measure = {(char *)ALIGNMENT, (char *)ALIGNMENT};
     lay_out(chain, n, with_gradients, &measure, work, pointers);
     arena->memory = calloc(1, measure.free - measure.memory + ALIGNMENT);

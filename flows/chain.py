@@ -229,9 +229,14 @@ class _Call:
             (ctypes.c_void_p * len(group))(*(tensor.data_ptr() for tensor in group))
             for group in (parts.weights, parts.biases)
         ]
-        pointers = (parts.scale.data_ptr(), parts.shift.data_ptr(), *(ctypes.addressof(array) for array in arrays))
         blocks, depth = parts.parameter.shape
-        pointers = (*pointers, parts.parameter.data_ptr(), *map(ctypes.addressof, (self._inverted, self._lipschitz)))
+        pointers = [
+            parts.scale.data_ptr(),
+            parts.shift.data_ptr(),
+            *map(ctypes.addressof, arrays),
+            parts.parameter.data_ptr(),
+            *map(ctypes.addressof, (self._inverted, self._lipschitz)),
+        ]
         return _Struct(d, width, depth, blocks, *pointers), arrays
 
     def forward(self, x: Tensor, keep: bool, with_jacobians: bool = True) -> tuple[Tensor, Tensor | None]:
@@ -241,7 +246,7 @@ class _Call:
         jacobians = x.new_empty(blocks, self.batch, self.d, self.d) if with_jacobians else None
         size = self.library.kept_numbers(ctypes.byref(self.chain), self.batch, self.chunk)
         self.kept = x.new_empty(size) if keep else None
-        kept = self.kept.data_ptr() if keep and size else None
+        kept = self.kept.data_ptr() if keep else None
         solved = in_threads(
             self.shares,
             lambda begin, end, _: self.library.forward(

@@ -1,4 +1,4 @@
-"""C sources of this package, compiled when first needed, and the threads that run them."""
+"""C sources, compiled when first needed, and the threads that run them."""
 
 from __future__ import annotations
 

@@ -57,12 +57,13 @@ def solve_fixed_point(net: LipschitzNet, z: Tensor, tolerance: float) -> tuple[T
     L = net.lipschitz()
     if not L < 1:
         raise InverseError(f"the residual's Lipschitz constant is {L:.6g}, so that the block has no certified inverse")
-    return _solve(net.normalize(widened(z).dtype), L, z, tolerance)
+    z = widened(z)
+    return _solve(net.normalize(z.dtype), L, z, tolerance)
 
 
 def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
-    """`solve_fixed_point` where Lip(g) is known to be L."""
-    z, coarse_g = widened(z), g_of.to(torch.float32)  # the rounding of r is divided by 1 - L as well
+    """`solve_fixed_point` where Lip(g) is known to be L, of `z` that is widened."""
+    coarse_g = g_of.to(torch.float32)
     size = torch.linalg.vector_norm(z, dim=1)
     if not torch.isfinite(size).all():
         raise InverseError("a point to invert is not finite")
@@ -141,7 +142,8 @@ def solve_in_training(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
     """
     if z.device.type != "cpu":
         return _solve_without_looking(g_of, L, z)
-    return _solve(g_of.to(widened(z).dtype), L, z, TRAINING_TOLERANCE)[0].to(z.dtype)
+    wide = widened(z)  # the rounding of r is divided by 1 - L as well
+    return _solve(g_of.to(wide.dtype), L, wide, TRAINING_TOLERANCE)[0].to(z.dtype)
 
 
 def _solve_without_looking(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
@@ -204,6 +206,6 @@ def _neumann(g_of: NormalizedNet, L: float, x: Tensor, w: Tensor) -> Tensor:
     r""":math:`w^T (I + J)^{-1} = \sum_k (-1)^k w^T J^k`, shapes (batch, d), to the rounding of its numbers."""
     jacobian, power, total = VjpJacobian(g_of, x), w.unsqueeze(1), w
     for _ in range(math.ceil(math.log(torch.finfo(w.dtype).eps * (1 - L)) / math.log(L))):
-        power = -jacobian.vecmat(power, differentiable=False)
+        power = -jacobian.vecmat(power)
         total = total + power.squeeze(1)
     return total

@@ -32,7 +32,7 @@ class Flow(Bijection):
     """
 
     compiled: bool = False
-    """Whether it computes by compiled code: see `compile_for`."""
+    """Whether the C library computes it as a whole: see `compile_for`."""
 
     waits_for_device: bool = False
     """Whether a step of training waits for the device anyway, so that a look at its result costs nothing."""

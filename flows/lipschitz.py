@@ -152,7 +152,7 @@ class LipschitzNet(nn.Module, abc.ABC):
     layers: nn.ModuleList
     activations: nn.ModuleList
     compiled = False
-    """Whether to compute by the C library where there is one: see :meth:`~flows.flow.Flow.compile_for`."""
+    """Whether to compute by the C library, on CUDA by torch's compiler: see :meth:`~flows.flow.Flow.compile_for`."""
 
     @abc.abstractmethod
     def with_weights(self, weights: list[tuple[Tensor, Tensor]]) -> NormalizedNet:
@@ -343,9 +343,9 @@ class NormalizedMLP(NormalizedNet):
         tangents = first.mT.unsqueeze(1)  # (d, 1, width): the same for every sample
         for activation, (weight, bias) in zip(self.activations, others, strict=True):
             value, slope = activation.value_and_derivative(h)
-            units = (activation.expansion, h.shape[1])  # each unit of h is as many of the activation's values
+            slope = slope.unflatten(1, (activation.expansion, -1))  # each unit of h is as many of its values
             h = functional.linear(value, weight, bias)
-            tangents = functional.linear((slope.unflatten(1, units) * tangents.unsqueeze(2)).flatten(2), weight)
+            tangents = functional.linear((slope * tangents.unsqueeze(2)).flatten(2), weight)
         return h, tangents.expand(-1, x.shape[0], -1).permute(1, 2, 0)
 
     def linearize(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -353,16 +353,16 @@ class NormalizedMLP(NormalizedNet):
 
         The slopes of the activations are computed once, for all products. Differentiable, once where `fused`.
         """
-        if self._runs_compiled(x):
-            pair = activate
-        else:
-            once = self.fused and torch.is_grad_enabled()
-            pair = fused.activate if once else type(self.activations[0]).value_and_derivative
         (first, bias), *others = self.weights
         h = functional.linear(x, first, bias)
         slopes = []
         for activation, (weight, bias) in zip(self.activations, others, strict=True):
-            value, slope = pair(activation, h)
+            if self._runs_compiled(x):
+                value, slope = activate(activation, h)
+            elif self.fused and torch.is_grad_enabled():
+                value, slope = fused.activate(activation, h)
+            else:
+                value, slope = activation.value_and_derivative(h)
             slopes.append(slope.unflatten(1, (activation.expansion, -1)).unsqueeze(1))
             h = functional.linear(value, weight, bias)
 

@@ -36,14 +36,15 @@ def power_iterate(layers: Iterable[LipschitzLinear], n: int, compiled: bool = Fa
     """
     for group in _groups(layers):
         us, vs = [layer.u for layer in group], [layer.v for layer in group]
-        W, u, v = stacked([layer.weight for layer in group]), stacked(us), stacked(vs)
+        W = stacked([layer.weight for layer in group])  # (layers, rows, columns)
+        u, v = (stacked(vectors).unsqueeze(-1) for vectors in (us, vs))  # (layers, rows, 1), (layers, columns, 1)
         by_library = compiled and W.device.type == "cpu"
         if n >= FEWEST_TO_SQUARE[by_library]:
-            left, right = _by_squaring(W, u.unsqueeze(-1), v.unsqueeze(-1), n)
+            left, right = _by_squaring(W, u, v, n)
         elif by_library:
-            left, right = _by_library(W, u, v, n)
+            left, right = _by_library(W, v, n)
         else:
-            left, right = _one_by_one(W, v.unsqueeze(-1), n)
+            left, right = _one_by_one(W, v, n)
         for vectors, moved in ((us, left), (vs, right)):
             if is_stack(vectors):
                 stacked(vectors).copy_(moved.squeeze(-1))
@@ -68,13 +69,13 @@ def _by_squaring(W: Tensor, left: Tensor, right: Tensor, n: int) -> tuple[Tensor
     return (vector, other) if short is W else (other, vector)
 
 
-def _by_library(W: Tensor, u: Tensor, v: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    u, v = torch.empty_like(u), v.clone(memory_format=torch.contiguous_format)
+def _by_library(W: Tensor, right: Tensor, n: int) -> tuple[Tensor, Tensor]:
     W, (count, rows, columns) = W.contiguous(), W.shape
+    u, v = W.new_empty(count, rows, 1), right.clone(memory_format=torch.contiguous_format)
     function, pointers = library_of(W.dtype).power_iterate, [tensor.data_ptr() for tensor in (W, u, v)]
     parts = shares(count, 1, max(1, WORK // (n * rows * columns)))
     in_threads(parts, lambda begin, end, _: function(begin, end, rows, columns, n, *pointers))
-    return u.unsqueeze(-1), v.unsqueeze(-1)
+    return u, v
 
 
 @functools.cache

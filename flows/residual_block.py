@@ -12,7 +12,7 @@ from flows.estimators import Exact, LogDetEstimator
 from flows.estimators.exact import log_det_plus_identity
 from flows.fixed_point import solve_fixed_point, solve_in_training, with_implicit_gradient
 from flows.lipschitz import LipschitzNet, NormalizedNet
-from flows.precision import widened
+from flows.precision import evaluation_device
 
 __all__ = ["InverseBlock", "Measure", "ResidualBlock"]
 
@@ -28,15 +28,17 @@ class ResidualBlock(Bijection):
     Args:
         net: g, a Lipschitz network from R^d to R^d.
         estimator: of the log-determinant while training. In evaluation mode it is exact.
-        tolerance: guaranteed distance of `inverse`'s result from the true one, relative where |z| exceeds 1.
     """
-
-    def __init__(self, net: LipschitzNet, estimator: LogDetEstimator, tolerance: float = 1e-7) -> None:
-        super().__init__()
-        self.net, self.estimator, self.tolerance = net, estimator, tolerance
 
     sign = 1
     """Of log det(I + J) in the block's log-determinant."""
+
+    tolerance = 1e-7
+    """Guaranteed distance of `inverse`'s result from the true one, relative where |z| exceeds 1."""
+
+    def __init__(self, net: LipschitzNet, estimator: LogDetEstimator) -> None:
+        super().__init__()
+        self.net, self.estimator = net, estimator
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, log_det = self.carry(self.net.normalize(x.dtype), x, self.estimator if self.training else _EXACT)
@@ -58,15 +60,15 @@ class ResidualBlock(Bijection):
         Raises:
             InverseError: see :func:`~flows.fixed_point.solve_fixed_point`.
         """
-        x = self._certified(z)
+        x = self._solution(z)
         log_det = log_det_plus_identity(self.net.forward_with_jacobian(x)[1])
         return x.to(z.dtype), -log_det.to(z.dtype)
 
     @torch.no_grad()
     def preimage(self, z: Tensor) -> Tensor:
-        return self._certified(z).to(z.dtype)
+        return self._solution(z).to(z.dtype)
 
-    def _certified(self, z: Tensor) -> Tensor:
+    def _solution(self, z: Tensor) -> Tensor:
         x, bounds = solve_fixed_point(self.net, z, self.tolerance)
         self.inverse_bound = float(bounds.max()) if len(bounds) else 0.0
         return x
@@ -87,7 +89,7 @@ class InverseBlock(ResidualBlock):
     def carry(self, net: NormalizedNet, x: Tensor, measure: Measure) -> tuple[Tensor, Tensor]:
         L = self.net.bound()
         learning = self.training and torch.is_grad_enabled()
-        if learning or widened(x).dtype != torch.float64:  # without which it cannot be solved more closely
+        if learning or evaluation_device(x.device) != x.device:  # without float64 it cannot be solved more closely
             z = solve_in_training(net, L, x)
         else:
             z = solve_fixed_point(self.net, x, self.tolerance)[0].to(x.dtype)

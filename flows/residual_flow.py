@@ -108,9 +108,9 @@ class FlowOfBlocks(Flow):
             if not x.is_meta:
                 self._certificate()  # or what is said of x would be of no bijection
             # A graph of the compiled chain would be differentiable only once.
-            tensors = (x, *self.parameters())
-            with_graph = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-            with_graph = with_graph or torch._C._are_functorch_transforms_active()  # torch.func's
+            with_graph = torch._C._are_functorch_transforms_active() or (  # torch.func's
+                torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters()))
+            )
             return self._evaluate(x) if self.compiled and not with_graph else super().forward(x)
         noises = [self.estimator.draw_noise(x) for _ in self._nets]
         if not self.estimator.is_dense(self.dimensions):

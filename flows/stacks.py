@@ -69,12 +69,12 @@ def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
     leaf, first = getattr(tensors[0], "stack", None), tensors[0]
     if leaf is None or leaf.numel() != len(tensors) * first.numel() or leaf.data_ptr() != first.data_ptr():
         return None  # a copy of the module, or a part of the stack
-    if first.requires_grad != leaf.requires_grad:
-        return None  # frozen since, or set free
-    if leaf.requires_grad and False in [tensor.requires_grad for tensor in tensors]:
-        return None  # some of them frozen since
-    if leaf.requires_grad and (first.grad is None or first.grad.data_ptr() != leaf.grad.data_ptr()):
-        return None  # an optimizer of the single tensors has set their gradients to None
+    if {tensor.requires_grad for tensor in tensors} != {leaf.requires_grad}:
+        return None  # some of them frozen since, or set free
+    if leaf.requires_grad:
+        grads = [tensor.grad for tensor in tensors]
+        if any(grad is None for grad in grads) or grads[0].data_ptr() != leaf.grad.data_ptr():
+            return None  # an optimizer of some of the single tensors has set their gradients to None
     if first.is_meta:
         return leaf
     begin, size = leaf.data_ptr(), first.numel() * first.element_size()

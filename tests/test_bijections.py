@@ -301,6 +301,12 @@ def test_actnorm_starts_with_mean_zero_and_deviation_one() -> None:
     torch.testing.assert_close(actnorm(x)[0], z)
 
 
+def test_actnorm_answers_in_the_dtype_of_its_points() -> None:
+    actnorm, x = sharpen(ActNorm(2)).double(), points(3, 2, torch.float32)
+    for found in (*actnorm(x), *actnorm.inverse(x)):
+        assert found.dtype == torch.float32
+
+
 def test_actnorm_of_a_single_point_is_finite() -> None:
     actnorm = ActNorm(2)
     torch.testing.assert_close(actnorm.initialize(torch.tensor([[3.0, -1.0]])), torch.zeros(1, 2))

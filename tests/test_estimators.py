@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from flows.activations import make_activation
 from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
 from flows.estimators.estimator import Noise
 from flows.lipschitz import LipschitzMLP, NormalizedMLP
@@ -130,6 +131,16 @@ def test_exact_agrees_with_slogdet_of_jacrev(dimensions: int, jacobian: str) -> 
     _, log_det = Exact(jacobian)(net.normalize(x.dtype), x)
     torch.testing.assert_close(log_det, expected, rtol=0, atol=1e-10)
     torch.testing.assert_close(gradients(log_det, net, x), gradients(expected, net, x), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("with_graph", [False, True])
+@pytest.mark.parametrize("jacobian", ["dense", "vjp"])
+def test_layers_may_have_different_activations(jacobian: str, with_graph: bool) -> None:
+    net, x = make_net(2), points(30, 2)
+    net.activations[1] = make_activation("tanh")
+    expected = exact_log_det(net, x)
+    with torch.set_grad_enabled(with_graph):
+        torch.testing.assert_close(Exact(jacobian)(net.normalize(x.dtype), x)[1], expected, rtol=0, atol=1e-10)
 
 
 class OnlyValues:

@@ -113,3 +113,26 @@ def test_an_optimizer_of_the_single_tensors_moves_them_all(compiled: bool) -> No
         optimizer.step()
         for (name, parameter), old in zip(flow.named_parameters(), before, strict=True):
             assert not torch.equal(parameter, old), name
+
+
+def test_an_optimizer_of_some_of_the_single_tensors_moves_those() -> None:
+    """It sets their gradients alone to None."""
+    x, flow = torch.randn(20, 2), flow_of_seed(7)
+    stack_parameters(flow)
+    first = [*flow.bijections[1].parameters()]
+    others = [parameter for parameter in flow.parameters() if all(parameter is not one for one in first)]
+    optimizer = torch.optim.SGD(others, lr=1e-3)
+    for _ in range(2):
+        before = [parameter.clone() for parameter in others]
+        optimizer.zero_grad()
+        flow.log_prob(x).sum().backward()
+        optimizer.step()
+        assert not any(torch.equal(parameter, old) for parameter, old in zip(others, before, strict=True))
+
+
+def test_what_is_set_free_in_a_frozen_stack_learns() -> None:
+    flow = flow_of_seed(8).requires_grad_(False)
+    stack_parameters(flow)
+    weight = flow.bijections[3].net.layers[0].weight.requires_grad_(True)
+    flow.log_prob(torch.randn(20, 2)).sum().backward()
+    assert weight.grad.abs().max() > 0

@@ -18,9 +18,9 @@ ZERO = torch.zeros(())
 class Activation(nn.Module, abc.ABC):
     r"""An elementwise map :math:`\phi: R \to R^m` with a known Lipschitz constant.
 
-    A subclass writes `forward`, and sets `lipschitz` and `expansion` where they are not 1. Writing
-    `value_and_derivative` as well is optional: it saves time, and a test holds it to the derivative that automatic
-    differentiation finds.
+    A subclass writes `forward`, and sets `lipschitz` and `expansion` where they are not 1. The rest is optional and
+    saves time: `value_and_derivative`, which a test holds to the derivative that automatic differentiation finds;
+    `pullback`, without which nothing is compiled on CUDA; and `c_source`, without which nothing is on a CPU.
 
     The file is named after its class in lower case; that is the name `flow.activation` accepts.
     """

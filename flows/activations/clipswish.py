@@ -1,12 +1,14 @@
 """Concatenated LipSwish."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from flows.activations.activation import Activation
 from flows.activations.lipswish import LipSwish
 
 __all__ = ["CLipSwish"]
+
+SCALE = 1.004
 
 
 class CLipSwish(Activation):
@@ -33,15 +35,15 @@ class CLipSwish(Activation):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lipswish: nn.Module = LipSwish()
+        self.lipswish = LipSwish()
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.lipswish(torch.cat([x, -x], dim=-1)) / 1.004
+        return self.lipswish(torch.cat([x, -x], dim=-1)) / SCALE
 
     def value_and_derivative(self, x: Tensor) -> tuple[Tensor, Tensor]:
         value, derivative = self.lipswish.value_and_derivative(torch.cat([x, -x], dim=-1))
         rising, falling = derivative.chunk(2, dim=-1)
-        return value / 1.004, torch.cat([rising, -falling], dim=-1) / 1.004
+        return value / SCALE, torch.cat([rising, -falling], dim=-1) / SCALE
 
     def pullback(
         self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor
@@ -49,7 +51,7 @@ class CLipSwish(Activation):
         sign = torch.ones_like(derivative)
         sign[..., x.shape[-1] :] = -1
         grad_both, grad_parameters = self.lipswish.pullback(
-            torch.cat([x, -x], dim=-1), sign * derivative * 1.004, grad_value / 1.004, sign * grad_derivative / 1.004
+            torch.cat([x, -x], dim=-1), sign * derivative * SCALE, grad_value / SCALE, sign * grad_derivative / SCALE
         )
         rising, falling = grad_both.chunk(2, dim=-1)
         return rising - falling, grad_parameters

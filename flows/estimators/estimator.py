@@ -21,7 +21,7 @@ LARGEST_DENSE_DIMENSION = 16
 
 
 class ResidualNet(Protocol):
-    """What an estimator asks of g: :class:`~flows.lipschitz.NormalizedMLP` offers it."""
+    """What an estimator asks of g: every :class:`~flows.lipschitz.NormalizedNet` offers it."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return g(x), shapes (batch, d) to (batch, d)."""
@@ -95,7 +95,7 @@ class LogDetEstimator(abc.ABC):
             return g, self.from_matrix(J, noise)
         jacobian = VjpJacobian(net, x)
         log_det = self.log_det(jacobian, self.draw_noise(x) if noise is None else noise)
-        return jacobian.value, log_det if torch.is_grad_enabled() else log_det.detach()
+        return jacobian.value, log_det
 
     def from_matrix(self, J: Tensor, noise: Noise | None = None) -> Tensor:
         """Return the estimate of log det(I + J), shapes (batch, d, d) to (batch,), where J is at hand."""

@@ -18,8 +18,8 @@ class Jacobian(abc.ABC):
     """J = dg/dx for every sample of a batch."""
 
     @abc.abstractmethod
-    def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
-        """Return w^T J, shape (batch, probes, d) like `w`; where not `differentiable`, without a graph."""
+    def vecmat(self, w: Tensor) -> Tensor:
+        """Return w^T J, shape (batch, probes, d) like `w`."""
 
     @abc.abstractmethod
     def matrix(self) -> Tensor:
@@ -32,8 +32,8 @@ class DenseJacobian(Jacobian):
     def __init__(self, matrix: Tensor) -> None:
         self._matrix = matrix
 
-    def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
-        return torch.bmm(w, self._matrix if differentiable else self._matrix.detach())
+    def vecmat(self, w: Tensor) -> Tensor:
+        return torch.bmm(w, self._matrix)
 
     def matrix(self) -> Tensor:
         return self._matrix
@@ -49,24 +49,21 @@ class VjpJacobian(Jacobian):
     """
 
     def __init__(self, net: Callable[[Tensor], Tensor], x: Tensor) -> None:
-        self._keep_graph = torch.is_grad_enabled()
         self._product: Callable[[Tensor], Tensor] | None = None
         if linearize := getattr(net, "linearize", None):
             self._value, self._product = linearize(x)
         else:
+            self._x = x if torch.is_grad_enabled() and x.requires_grad else x.detach().requires_grad_()
             with torch.enable_grad():  # the products are derivatives, also where nothing is to be learned
-                self._x = x if self._keep_graph and x.requires_grad else x.detach().requires_grad_()
                 self._value = net(self._x)
-        self.value = self._value if self._keep_graph else self._value.detach()
+        self.value = self._value if torch.is_grad_enabled() else self._value.detach()
 
-    def vecmat(self, w: Tensor, differentiable: bool) -> Tensor:
+    def vecmat(self, w: Tensor) -> Tensor:
         if self._product is not None:
-            with torch.set_grad_enabled(differentiable and self._keep_graph):
-                return self._product(w)
+            return self._product(w)
+        once_more = torch.is_grad_enabled()
         products = [
-            torch.autograd.grad(
-                self._value, self._x, row, retain_graph=True, create_graph=differentiable and self._keep_graph
-            )[0]
+            torch.autograd.grad(self._value, self._x, row, retain_graph=True, create_graph=once_more)[0]
             for row in w.unbind(1)
         ]
         return torch.stack(products, dim=1)
@@ -74,4 +71,4 @@ class VjpJacobian(Jacobian):
     def matrix(self) -> Tensor:
         batch, d = self._value.shape
         basis = torch.eye(d, dtype=self._value.dtype, device=self._value.device)
-        return self.vecmat(basis.expand(batch, d, d), differentiable=True)
+        return self.vecmat(basis.expand(batch, d, d))

@@ -89,13 +89,13 @@ class PowerSeries(LogDetEstimator):
 
     def log_det(self, jacobian: Jacobian, noise: Noise) -> Tensor:
         if self.gradient == "series" or not torch.is_grad_enabled():
-            return self._estimate(jacobian, noise, differentiable=self.gradient == "series")[0]
-        estimate, row = self._estimate(jacobian, noise, differentiable=False)
-        # Only this product has a graph.
-        surrogate = (jacobian.vecmat(row, differentiable=True) * noise.probes).sum((1, 2))
+            return self._estimate(jacobian, noise)[0]
+        with torch.no_grad():
+            estimate, row = self._estimate(jacobian, noise)
+        surrogate = (jacobian.vecmat(row) * noise.probes).sum((1, 2))  # only this product has a graph
         return surrogate + (estimate - surrogate).detach()  # the value of the estimate, the gradient of the surrogate
 
-    def _estimate(self, jacobian: Jacobian, noise: Noise, differentiable: bool) -> tuple[Tensor, Tensor]:
+    def _estimate(self, jacobian: Jacobian, noise: Noise) -> tuple[Tensor, Tensor]:
         r"""The estimate, shape (batch,), and the row vectors of the Neumann gradient, shape (batch, n_probes, d).
 
         With :math:`y^T = \frac{1}{m} \sum_k (-1)^k w_k v^T J^k` for each probe v, a constant, the gradient of
@@ -107,8 +107,7 @@ class PowerSeries(LogDetEstimator):
         most = max(2, longest)  # k = 1 is always computed, so that the estimate has a graph
         of_terms, of_powers = self._coefficients(most, v)
         if self.compiled and isinstance(jacobian, DenseJacobian) and v.device.type == "cpu":
-            J = jacobian.matrix() if differentiable else jacobian.matrix().detach()
-            return series(J, v, lengths, of_terms, of_powers)
+            return series(jacobian.matrix(), v, lengths, of_terms, of_powers)
         of_terms, of_powers = of_terms[None, :most], of_powers[None, :most]
         if isinstance(lengths, Tensor):
             within = _carried(torch.arange(most, device="cpu") < lengths[:, None], v.device)
@@ -116,7 +115,7 @@ class PowerSeries(LogDetEstimator):
         # Term by term, so that memory does not grow with their number.
         power, row, log_det = v, of_powers[:, :1, None] * v, v.new_zeros(len(v))
         for k in range(1, most):
-            power = jacobian.vecmat(power, differentiable)  # v^T J^k
+            power = jacobian.vecmat(power)  # v^T J^k
             log_det = log_det + of_terms[:, k] * (power * v).sum((1, 2))
             row = torch.addcmul(row, of_powers[:, k, None, None], power)
         return log_det, row
@@ -187,13 +186,14 @@ class _GradientInForward(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, estimator: PowerSeries, noise: Noise, J: Tensor) -> Tensor:
-        with torch.enable_grad():
-            J = J.detach().requires_grad_()
-            log_det, row = estimator._estimate(DenseJacobian(J), noise, estimator.gradient == "series")
-            if estimator.gradient == "series":
+        if estimator.gradient == "series":
+            with torch.enable_grad():
+                J = J.detach().requires_grad_()
+                log_det, _ = estimator._estimate(DenseJacobian(J), noise)
                 by_J = torch.autograd.grad(log_det.sum(), J)[0]
-            else:
-                by_J = torch.bmm(row.mT, noise.probes)  # of sum_v y^T J v
+        else:
+            log_det, row = estimator._estimate(DenseJacobian(J), noise)
+            by_J = torch.bmm(row.mT, noise.probes)  # of sum_v y^T J v
         ctx.save_for_backward(by_J)
         return log_det.detach()
 

@@ -38,6 +38,7 @@ def series(J: Tensor, v: Tensor, lengths: Tensor | int, of_terms: Tensor, of_pow
     Raises:
         CompileError: see :func:`~flows.compiled.library`.
     """
+    J = J if torch.is_grad_enabled() else J.detach()  # or its gradient would be computed for nobody
     return _Series.apply(J, v, lengths, of_terms, of_powers)
 
 
