@@ -73,7 +73,7 @@ def draw(path: Path, found: Found, densities: Sequence[str], variants: Sequence[
                 axes.plot(values, np.full(len(values), line + shift), "o", color=color, markersize=4.5,
                           markeredgewidth=0, label=str(clock) if line == 0 else None)  # fmt: skip
         axes.set(xscale="log", xlim=limits, ylim=(len(variants) - 0.4, -0.6))
-        axes.set_xticks([tick for tick in 10.0 ** np.arange(-4, 2) if limits[0] < tick < limits[1] / 2])
+        axes.set_xticks([tick for tick in 10.0 ** np.arange(-4, 2) if limits[0] < tick < limits[1]])
         axes.set_title(density, fontsize=10, pad=4)
         axes.set_yticks(range(len(variants)), variants if column == 0 else [])
         axes.grid(alpha=0.3, linewidth=0.5)

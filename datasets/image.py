@@ -48,7 +48,7 @@ class Image(DataFile, TargetDensity):
         sha256: digest that the file must have; None for any.
     """
 
-    cells, oversampling = 200, 5
+    cells = 200
 
     @checked
     def __init__(
@@ -66,6 +66,7 @@ class Image(DataFile, TargetDensity):
             raise self.refused(f"it is {'black' if invert else 'white'} all over")
         self.rows, self.columns = mass.shape
         self.pixel = 2 * HALF / max(self.rows, self.columns)
+        self.oversampling = math.ceil(max(5, 2 * (2 * HALF + 1) / (self.cells * self.pixel)))  # so none is missed
         self.corner = torch.tensor([self.columns, self.rows], dtype=torch.float64) * (-self.pixel / 2)
         self.mass = mass.flatten() / mass.sum()
         self.total = self.mass.cumsum(0)

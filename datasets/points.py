@@ -19,6 +19,8 @@ FEWEST = 20
 FURTHEST = 1e4  # standard deviations from zero: a float32 has seven digits
 NARROWEST, WIDEST = 1e-18, 1e18  # standard deviations: a density is per unit area, and a float32 ends at 3e38
 OUTSIDE = 0.0005  # share of the points that the window leaves out to each side
+TAIL, WITH_TAILS = 0.025, 1.25  # of heavy tails more: half the window is at most so many times what lies between these
+PER_CELL = 10  # points in a cell of the histogram, on average
 
 
 class Points(PointTable, Target):
@@ -59,6 +61,12 @@ class Points(PointTable, Target):
                 raise self.refused(
                     f"{name} is {mean:.6g} ± {std:.2g}, too far from zero for float32: subtract its mean"
                 )
+            low, high = np.quantile(column, [0.25, 0.75]).tolist()  # one slip makes std as large as can be
+            if low < high < low + max(abs(low), abs(high)) / FURTHEST:
+                raise self.refused(
+                    f"half of all {name} are between {low:.9g} and {high:.9g}, too far from zero for float32: "
+                    "subtract their mean, or is a row of the file wrong?"
+                )
         del self.table  # both parts are there
 
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -77,7 +85,8 @@ class Points(PointTable, Target):
         """A histogram. Where points are few, neighbouring cells share their mean."""
         bins = self.cells
         points = torch.cat([self.train, self.held_out]).numpy()
-        fit = max(size for size in range(1, bins + 1) if bins % size == 0 and (size <= 10 or size**2 <= len(points)))
+        most = max(10, math.sqrt(len(points) / PER_CELL))
+        fit = max(size for size in range(1, bins + 1) if bins % size == 0 and size <= most)
         counts, x, y = np.histogram2d(points[:, 0], points[:, 1], fit, self.window)
         density = counts.T / (len(points) * (x[1] - x[0]) * (y[1] - y[0]))
         return np.kron(density, np.ones((bins // fit, bins // fit)))
@@ -87,11 +96,15 @@ def window_of(points: Tensor) -> Window:
     """Where all but a few of the `points`, shape (n, 2), are: a square, unless one axis is much longer."""
     part = points[: 2**20].double()
     outside = max(OUTSIDE, 1 / len(part))  # at least one point to each side, which may be a slip
-    ends = torch.tensor([outside, 1 - outside]).to(part)
-    low, high = torch.quantile(part, ends, dim=0, interpolation="nearest").tolist()
-    middle = [(a + b) / 2 for a, b in zip(low, high, strict=True)]
+    shares = torch.tensor([outside, TAIL, 1 - TAIL, 1 - outside]).to(part)
+    quantiles = torch.quantile(part, shares, dim=0, interpolation="nearest").T.tolist()
     spans = (part.amax(dim=0) - part.amin(dim=0)).tolist()  # where all but a few have one value
-    half = [0.55 * (b - a or span) or 1.0 for a, b, span in zip(low, high, spans, strict=True)]
+    middle, half = [], []
+    for (lowest, low, high, highest), span in zip(quantiles, spans, strict=True):
+        wide, narrow = 0.55 * (highest - lowest or span) or 1.0, WITH_TAILS * (high - low)
+        tails = 0 < narrow < wide
+        middle.append((low + high) / 2 if tails else (lowest + highest) / 2)
+        half.append(narrow if tails else wide)
     if max(half) <= 3 * min(half):
         half = [max(half)] * 2
     (left, bottom), (right, top) = ([m + sign * h for m, h in zip(middle, half, strict=True)] for sign in (-1, 1))

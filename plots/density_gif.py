@@ -14,8 +14,9 @@ from plots.text import draw_text, to_grey_indices
 
 __all__ = ["DensityGif"]
 
-WIDTH, HEIGHT = 748, 400
-SIDE, LEFT, TOP, GAP = 300, 48, 66, 12  # pixels: of a panel, and around the two; room for labels such as -2500
+WIDTH, HEIGHT = 756, 400
+SIDE, LEFT, TOP, GAP = 300, 56, 66, 12  # pixels: of a panel, and around the two; room for labels such as 33.875
+FRAME_MILLISECONDS, NEWEST_MILLISECONDS = 250, 2000
 
 
 class DensityGif:
@@ -24,7 +25,7 @@ class DensityGif:
     Args:
         path: of the GIF.
         target: the target's density on a grid, per unit area, shape (rows, columns), the lowest y first.
-        window: the square that the grid covers.
+        window: the rectangle that the grid covers.
         title: what the animation is of.
         name: what `target` is.
     """
@@ -32,7 +33,7 @@ class DensityGif:
     def __init__(
         self, path: Path, target: np.ndarray, window: Window, title: str, name: str = "target density"
     ) -> None:
-        self.file = GifFile(path, density_palette())
+        self.file = GifFile(path, density_palette(), FRAME_MILLISECONDS, NEWEST_MILLISECONDS)
         self.top = 1.05 * highest(target)
         figure = new_figure(WIDTH, HEIGHT)
         left, right = (add_axes(figure, LEFT + n * (SIDE + GAP), TOP, SIDE, SIDE) for n in (0, 1))
@@ -57,8 +58,8 @@ class DensityGif:
         rows, columns = self._part
         paint_density(self._canvas, self._learned, learned / self.top)
         strip = (columns.start, 4, columns.stop, 38)
-        draw_text(self._canvas, (columns.stop, 21), caption, size=14, anchor="rm", clear=strip)
+        draw_text(self._canvas, (columns.stop, 21), caption, size=14, clear=strip)
         if self.file.length == 0:
-            self.file.start(self._canvas, milliseconds=250)
+            self.file.start(self._canvas)
         else:
-            self.file.append(self._canvas[rows, columns], (columns.start, rows.start), milliseconds=250)
+            self.file.append(self._canvas[rows, columns], (columns.start, rows.start))

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle
+from matplotlib.patheffects import withStroke
 
 from plots.figure import Window, add_axes, add_color_bar, new_figure, style_axes, write_png
 from plots.painting import highest
@@ -16,8 +17,8 @@ from plots.palette import DENSITY_MAP
 
 __all__ = ["EpochFigure"]
 
-SIDE, TOP = 297, 66  # pixels: of a panel, and above it
-LEFTS = (48, 359, 765, 1086)  # room for labels such as -2500, and for the colour bar
+SIDE, TOP = 286, 66  # pixels: of a panel, and above it
+LEFTS = (56, 356, 774, 1100)  # room for labels such as 33.875, and for the colour bar
 BASE_WINDOW: Window = ((-4.0, 4.0), (-4.0, 4.0))
 POINT = {"linestyle": "none", "marker": ".", "markeredgewidth": 0}
 
@@ -27,7 +28,7 @@ class EpochFigure:
 
     Args:
         target: the target's density on a grid, per unit area, shape (rows, columns), the lowest y first.
-        window: the square that the grid covers.
+        window: the rectangle that the grid covers.
         title: what the figure is of.
         origin: points of the data, shape (n, 2), whose images in the base are shown.
         name: what `target` is.
@@ -71,7 +72,8 @@ class EpochFigure:
     @staticmethod
     def _circle(axes: Axes, radius: int) -> tuple[Artist, Artist]:
         circle = Circle((0, 0), radius, fill=False, linewidth=0.8, color="0.15", linestyle=(0, (4, 3)))
-        label = axes.annotate(f"{radius}σ", (0, radius), fontsize=7, ha="center", va="bottom", color="0.15")
+        label = axes.annotate(f"{radius}σ", (0, radius), fontsize=9, ha="center", va="bottom", color="0.15")
+        label.set_path_effects([withStroke(linewidth=2.5, foreground="white")])  # it lies among the points
         return axes.add_patch(circle), label
 
     @staticmethod

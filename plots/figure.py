@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +38,14 @@ def style_axes(axes: Axes, window: Window, title: str) -> None:
     """Axes over `window`, drawn as a square, with a title and few, small ticks."""
     (left, right), (bottom, top) = window
     axes.set(xlim=window[0], ylim=window[1], aspect=(right - left) / (top - bottom))
-    axes.set_title(title, fontsize=10, pad=5)
-    axes.locator_params(nbins=5)
+    axes.set_title(title, fontsize=11, pad=5)
+    axes.locator_params(nbins=5, prune="both")  # at the ends they would meet those of the next panel
     axes.ticklabel_format(scilimits=(-2, 4), useOffset=False)  # long labels would be cut off
-    axes.yaxis.get_offset_text().set_fontsize(7)
-    axes.xaxis.get_offset_text().set_fontsize(7)
-    axes.tick_params(labelsize=7, length=2, pad=2, color="0.6", labelcolor="0.35")
+    axes.yaxis.get_offset_text().set(fontsize=9, ha="right")  # above the numbers, not under the title
+    axes.xaxis.get_offset_text().set_fontsize(9)
+    labels = [axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) for axis in (axes.xaxis, axes.yaxis)]
+    longest = max(len(label) for label in itertools.chain(*labels))
+    axes.tick_params(labelsize=9 if longest <= 6 else 7, length=2, pad=2, color="0.6", labelcolor="0.35")
     for spine in axes.spines.values():
         spine.set(linewidth=0.6, color="0.6")
 
@@ -50,9 +53,9 @@ def style_axes(axes: Axes, window: Window, title: str) -> None:
 def add_color_bar(axes: Axes, shown: ScalarMappable, label: str, extend: str = "neither") -> None:
     """Fill `axes` with the colour scale of `shown`; `extend` is matplotlib's."""
     bar = axes.figure.colorbar(shown, cax=axes, extend=extend)
-    bar.ax.tick_params(labelsize=7, length=2, pad=2)
+    bar.ax.tick_params(labelsize=9, length=2, pad=2)
     bar.outline.set(linewidth=0.4)
-    bar.set_label(label, fontsize=7, labelpad=2)
+    bar.set_label(label, fontsize=9, labelpad=2)
 
 
 def pixels(figure: Figure) -> np.ndarray:

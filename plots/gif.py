@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
@@ -16,6 +17,8 @@ from atomic import blaming, patiently, write_atomically
 __all__ = ["GifFile", "write_gif"]
 
 TRAILER = b";"
+CONTROL = b"\x21\xf9\x04\x04"  # begins a frame; how long it stands comes next
+BEGIN = re.compile(re.escape(CONTROL) + rb"..\x00\x00\x2c", re.DOTALL)  # by chance once in 2^56 bytes of pixels
 
 
 class GifFile:
@@ -24,31 +27,41 @@ class GifFile:
     Args:
         path: the file.
         palette: its colours, shape (at most 256, 3), uint8.
+        milliseconds: that a frame stands.
+        newest: milliseconds that the newest frame stands.
     """
 
-    def __init__(self, path: Path, palette: np.ndarray) -> None:
-        self.path, self.palette = path, palette
+    def __init__(self, path: Path, palette: np.ndarray, milliseconds: int, newest: int) -> None:
+        self.path, self.palette, self.milliseconds, self.newest = path, palette, milliseconds, newest
+        self._begin_of_newest: int | None = None  # in the file, where it is known
 
     @property
     def length(self) -> int:
         """The file's size in bytes; 0 if there is none."""
         return self.path.stat().st_size if self.path.exists() else 0
 
-    def start(self, frame: np.ndarray, milliseconds: int) -> None:
+    def start(self, frame: np.ndarray) -> None:
         """Begin the file with `frame`, the whole picture as palette indices, shape (height, width), uint8."""
-        write_atomically(self.path, _head(frame, self.palette) + _block(frame, (0, 0), milliseconds) + TRAILER)
+        head = _head(frame, self.palette)
+        write_atomically(self.path, head + _block(frame, (0, 0), self.newest) + TRAILER)
+        self._begin_of_newest = len(head)
 
-    def append(self, part: np.ndarray, corner: tuple[int, int], milliseconds: int) -> None:
+    def append(self, part: np.ndarray, corner: tuple[int, int]) -> None:
         """Add a frame that differs from the one before in `part`, whose upper left pixel is at `corner`, (x, y).
 
         The frame is written behind the trailer, where readers do not look. Then the trailer's one byte becomes the
         frame's first: a process killed at any moment leaves the old animation or the new.
         """
-        block = _block(part, corner, milliseconds)
+        block = _block(part, corner, self.newest)
         with blaming(self.path), patiently(self._open) as file:
             trailer = file.seek(-len(TRAILER), io.SEEK_END)
+            if self._begin_of_newest is None:
+                file.seek(0)
+                self._begin_of_newest = [found.start() for found in BEGIN.finditer(file.read())][-1]
             _write_at(file, trailer + 1, block[1:] + TRAILER)
             _write_at(file, trailer, block[:1])
+            _write_at(file, self._begin_of_newest + len(CONTROL), _delay(self.milliseconds))
+        self._begin_of_newest = trailer
 
     def truncate(self, length: int) -> None:
         """Take the file back to when it was `length` bytes long; 0 removes it.
@@ -57,6 +70,7 @@ class GifFile:
             ValueError: the file was never so long.
             OSError: names the file.
         """
+        self._begin_of_newest = None
         if length == 0:
             self.path.unlink(missing_ok=True)
             return
@@ -103,9 +117,13 @@ def _head(frame: np.ndarray, palette: np.ndarray) -> bytes:
     return b"GIF89a" + screen + colors + b"\x21\xff\x0bNETSCAPE2.0\x03\x01\x00\x00\x00"
 
 
+def _delay(milliseconds: int) -> bytes:
+    return round(milliseconds / 10).to_bytes(2, "little")
+
+
 def _block(part: np.ndarray, corner: tuple[int, int], milliseconds: int) -> bytes:
     """One frame: how long it stands, where it goes, and its pixels (the same, sections 20 to 23)."""
-    control = b"\x21\xf9\x04\x04" + round(milliseconds / 10).to_bytes(2, "little") + b"\x00\x00"
+    control = CONTROL + _delay(milliseconds) + b"\x00\x00"
     height, width = part.shape
     position = b"".join(number.to_bytes(2, "little") for number in (*corner, width, height))
     # Pillow compresses: a grey picture's GIF is 13 + 768 bytes of head, then the descriptor of 10, then the pixels.

@@ -13,6 +13,7 @@ __all__ = ["draw_samples"]
 
 SIDE, TOP = 390, 56  # pixels: of a panel, and above it
 MOST_POINTS = 20_000  # more would only cover each other
+AT_ONCE = 2**20  # of the points of the histogram, for each of which it takes some tens of bytes
 
 
 def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: Window, title: str) -> None:
@@ -31,7 +32,8 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
     low, high = np.quantile(value, [0.02, 1.0])
     shown = scatter.scatter(x[:, 0], x[:, 1], s=1.5, c=value, cmap="viridis", vmin=low, vmax=high, linewidths=0)
     bins = int(np.clip(np.sqrt(len(samples)), 20, 160))
-    counts, _, _ = np.histogram2d(samples[:, 0], samples[:, 1], bins, window)
+    parts = np.split(samples, range(AT_ONCE, len(samples), AT_ONCE))
+    counts = sum(np.histogram2d(part[:, 0], part[:, 1], bins, window)[0] for part in parts)
     area = (window[0][1] - window[0][0]) * (window[1][1] - window[1][0]) / bins**2
     density = counts.T / (len(samples) * area)
     image = histogram.imshow(density, origin="lower", extent=(*window[0], *window[1]), cmap=DENSITY_MAP,

@@ -20,8 +20,8 @@ from plots.text import draw_text, to_grey_indices
 __all__ = ["Panel", "Sheet", "Strip"]
 
 SIDE, GAP, LINE = 170, 12, 13  # pixels: of a panel, between panels, of a line of text
-BESIDE = 24  # pixels more between strips side by side, for the numbers of the second one's axis
-LEFT, TOP, RIGHT, BOTTOM = 44, 40, 64, 20
+BESIDE = 40  # pixels more between strips side by side, for the numbers of the second one's axis
+LEFT, TOP, RIGHT, BOTTOM = 54, 40, 68, 24
 MOST_PANELS = 5  # beside a target, in a line
 LETTERS = 27  # of a line of a panel's title
 LETTER, EPOCHS = 8, 150  # pixels: of a letter of the sheet's title, and of the epoch beside it
@@ -110,8 +110,9 @@ class Sheet:
             left = LEFT + column * (SIDE + GAP) + column // columns * BESIDE
             axes = add_axes(self.figure, left, top, SIDE, SIDE)
             style_axes(axes, strip.window, "")
-            axes.set_title(strip.title if panel is None else panel.title, fontsize=8, pad=4)
+            axes.set_title(strip.title if panel is None else panel.title, fontsize=8, pad=4, parse_math=False)
             if panel is None:
+                axes.locator_params(nbins=3, prune=None)
                 self.targets.append((axes, strip))
                 continue
             axes.set(xticks=[], yticks=[])
@@ -120,8 +121,8 @@ class Sheet:
             else:
                 axes.text(0.5, 0.5, "no epoch", fontsize=9, ha="center", va="center", transform=axes.transAxes)
         self.bar = add_axes(self.figure, right + 4, TOP + head, 11, SIDE)
-        add_color_bar(self.bar, ScalarMappable(cmap=DENSITY_MAP), "share of the target's highest density")
-        self.figure.text(LEFT / self.width, 1 - 20 / self.height, title, fontsize=11, va="center")
+        add_color_bar(self.bar, ScalarMappable(cmap=DENSITY_MAP), "of the target's peak (1: and above)")
+        self.figure.text(LEFT / self.width, 1 - 20 / self.height, title, fontsize=11, va="center", parse_math=False)
 
     def save_png(self, path: Path) -> None:
         """Write the last density of each run."""
@@ -156,6 +157,6 @@ class Sheet:
                 density = panel.densities[min(epoch, len(panel.densities) - 1)]
                 paint_density(canvas, where, strip.share(density))
             right = self.width - RIGHT
-            draw_text(canvas, (right, 20), f"epoch {epoch + 1} of {last + 1}", size=13, anchor="rm",
+            draw_text(canvas, (right, 20), f"epoch {epoch + 1} of {last + 1}", size=13,
                       clear=(right - EPOCHS, 6, right + 1, 34))  # fmt: skip
             yield canvas.copy(), LAST_MILLISECONDS if epoch == last else FRAME_MILLISECONDS

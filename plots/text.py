@@ -19,25 +19,21 @@ def to_grey_indices(picture: np.ndarray) -> np.ndarray:
     return np.rint(picture.mean(axis=2) * (GREYS - 1) / 255).astype(np.uint8)
 
 
-def draw_text(
-    canvas: np.ndarray, at: tuple[int, int], text: str, size: int, anchor: str, clear: tuple[int, int, int, int]
-) -> None:
-    """Write `text` in black at `at`, (x, y), after whitening the rectangle `clear`: left, top, right, bottom.
+def draw_text(canvas: np.ndarray, at: tuple[int, int], text: str, size: int, clear: tuple[int, int, int, int]) -> None:
+    """Write `text` in black so that it ends at `at`, (x, y), after whitening `clear`: left, top, right, bottom.
 
     Args:
         canvas: palette indices, shape (height, width), uint8, changed in place.
-        anchor: Pillow's, such as "rm" for the right end and the middle of the line.
+        at: the right end and the middle of the line.
     """
     left, top, right, bottom = clear
-    canvas[top:bottom, left:right] = _strip(
-        (right - left, bottom - top), (at[0] - left, at[1] - top), text, size, anchor
-    )
+    canvas[top:bottom, left:right] = _strip((right - left, bottom - top), (at[0] - left, at[1] - top), text, size)
 
 
 @functools.lru_cache(maxsize=64)  # an animation has the same text in many frames
-def _strip(shape: tuple[int, int], at: tuple[int, int], text: str, size: int, anchor: str) -> np.ndarray:
+def _strip(shape: tuple[int, int], at: tuple[int, int], text: str, size: int) -> np.ndarray:
     strip = Image.new("L", shape, 255)
-    ImageDraw.Draw(strip).text(at, text, fill=0, font=_font(size), anchor=anchor)
+    ImageDraw.Draw(strip).text(at, text, fill=0, font=_font(size), anchor="rm")
     return np.rint(np.asarray(strip) * ((GREYS - 1) / 255)).astype(np.uint8)
 
 

@@ -26,7 +26,7 @@ class TransportGif:
 
     Args:
         path: of the GIF.
-        window: the square that is shown throughout; it should hold both the base and the data.
+        window: what is shown throughout; it should hold both the base and the data.
         title: what the animation is of.
         note: what else is to be known of the axes.
     """
@@ -34,11 +34,11 @@ class TransportGif:
     def __init__(self, path: Path, window: Window, title: str, note: str = "") -> None:
         self.path, self.window = path, window
         figure = new_figure(SIZE, HEIGHT)
-        axes = figure.add_axes((0.06, 0.05, 0.92, 0.92 * SIZE / HEIGHT))
+        axes = figure.add_axes((0.08, 0.05, 0.9, 0.9 * SIZE / HEIGHT))
         style_axes(axes, window, "")
-        figure.text(0.06, 0.965, title, fontsize=11, va="center")
+        figure.text(0.08, 0.965, title, fontsize=11, va="center")
         notes = "\n".join(filter(None, [note, "stages between the ends are shifted and scaled to fit"]))
-        figure.text(0.97, 0.055, notes, fontsize=7, ha="right", va="bottom", color="0.5")
+        figure.text(0.97, 0.055, notes, fontsize=8, ha="right", va="bottom", color="0.5")
         self._background = to_grey_indices(pixels(figure))
         self._box = box(axes)
 
@@ -64,7 +64,7 @@ class TransportGif:
             self._splat(canvas, (1 - share) * lines[stage] + share * lines[stage + 1], LINE_GREY, [(0, 0)])
             self._splat(canvas, (1 - share) * points[stage] + share * points[stage + 1], colors, DISK)
             caption = "base" if frame == 0 else "data" if frame == FRAMES else f"stage {stage + 1} of {last}"
-            draw_text(canvas, (left + width, 18), caption, size=14, anchor="rm",
+            draw_text(canvas, (left + width, 18), caption, size=14,
                       clear=(left + width - 130, 4, left + width + 1, 32))  # fmt: skip
             pause = {0: FIRST_MILLISECONDS, FRAMES: LAST_MILLISECONDS}.get(frame, FRAME_MILLISECONDS)
             yield canvas, pause

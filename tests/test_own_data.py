@@ -91,6 +91,7 @@ class TestPoints:
          (b"1,2\n" * 30, "all points have the same x"),
          (b"0.1,1\n0.1,2\n" * 30, "all points have the same x"),
          ("\n".join(f"{i % 3},{1e9 + i}" for i in range(30)).encode(), "y is 1e.09 .* too far from zero"),
+         ("\n".join(f"{i},{1.7e9 + i % 7 if i > 4 else 0}" for i in range(40)).encode(), "half of all y are between"),
          ("\n".join(f"{i % 3},{1e20 * (i % 4)}" for i in range(30)).encode(), "y is .* change its unit"),
          ("\n".join(f"{1e-20 * (i % 3)},{i}" for i in range(30)).encode(), "x is .* change its unit")],
     )  # fmt: skip
@@ -124,6 +125,17 @@ class TestPoints:
         x[0, 0], x[-1, 0] = -unit, unit
         ((left, right), _) = window_of(x)
         assert 2 * unit < right - left < 3 * unit
+
+    def test_the_window_shows_the_middle_of_heavy_tails_and_all_of_light_ones(self) -> None:
+        u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+        cauchy, gaussian = torch.tan(math.pi * (u - 0.5)), torch.special.ndtri(u)
+        for x, y in ((cauchy, gaussian), (gaussian, cauchy)):
+            window = window_of(torch.stack([x + 100, y - 100], dim=1))
+            for axis, values, middle in zip(window, (x, y), (100, -100), strict=True):
+                assert sum(axis) / 2 == pytest.approx(middle, abs=0.1)
+                within = float(((values + middle > axis[0]) & (values + middle < axis[1])).double().mean())
+                assert within > (0.97 if values is cauchy else 0.998)
+                assert axis[1] - axis[0] < (80 if values is cauchy else 30)
 
     @pytest.mark.parametrize(
         "array",
@@ -202,6 +214,10 @@ class TestPoints:
         data = Points(str(table)).sample(720, torch.Generator().manual_seed(0))
         assert sorted(data[:360].tolist()) == sorted(data[360:].tolist()) == sorted(Points(str(table)).train.tolist())
         assert data.split(32)[3].untyped_storage().data_ptr() == data.untyped_storage().data_ptr()
+
+    def test_the_histograms_peak_is_the_densitys(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(10_000, 2)))
+        assert Points(str(tmp_path / "a.npy")).on_grid().max() < 1.4 / (2 * math.pi)
 
     def test_histogram_is_a_density(self, table: Path) -> None:
         points = Points(str(table))
@@ -474,6 +490,16 @@ class TestImage:
         assert drawn.sum() * (right - left) * (top - bottom) / drawn.size == pytest.approx(1, rel=0.01)
         inside = drawn[20:180, 20:180]
         assert inside.min() > 0.5 * inside.mean()
+
+    def test_no_pixel_is_missed(self, tmp_path: Path) -> None:
+        light, dark = np.full((1024, 1024), 255, dtype=np.uint8), range(0, 1024, 31)
+        light[dark, dark] = 0
+        PIL.Image.fromarray(light).save(tmp_path / "a.png")
+        drawn = DensityGrid(Image(str(tmp_path / "a.png"), resolution=1024), torch.device("cpu")).of_target
+        for pixel in dark:
+            x = (pixel + 0.5) / 1024 * 8 - 4
+            column, row = (int((at + 4.5) / 9 * 200) for at in (x, -x))
+            assert drawn[row - 1 : row + 2, column - 1 : column + 2].max() > 0, pixel
 
     def test_larger_ones_are_reduced(self, tmp_path: Path) -> None:
         PIL.Image.fromarray(np.arange(300 * 600, dtype=np.uint32).reshape(300, 600).astype(np.uint8)).save(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image, ImageSequence
 from plots import gif
 from plots.density_gif import DensityGif
 from plots.epoch_figure import EpochFigure
-from plots.figure import box, pixels
+from plots.figure import Window, box, pixels
 from plots.gif import GifFile, write_gif
 from plots.palette import DENSITY_LEVELS, GREYS, color_of_angle, density_palette, point_palette
 from plots.samples import draw_samples
@@ -40,10 +41,10 @@ def decode(path: Path) -> list[np.ndarray]:
 class TestGifFile:
     def test_frames_come_back_as_drawn(self, tmp_path: Path) -> None:
         palette, frames = density_palette(), random_frames(3)
-        file = GifFile(tmp_path / "a.gif", palette)
-        file.start(frames[0], 100)
-        file.append(frames[1], (0, 0), 100)
-        file.append(frames[2][10:30, 5:50], (5, 10), 100)
+        file = GifFile(tmp_path / "a.gif", palette, 100, 900)
+        file.start(frames[0])
+        file.append(frames[1], (0, 0))
+        file.append(frames[2][10:30, 5:50], (5, 10))
         patched = frames[1].copy()
         patched[10:30, 5:50] = frames[2][10:30, 5:50]
         for found, expected in zip(decode(file.path), [frames[0], frames[1], patched], strict=True):
@@ -59,26 +60,44 @@ class TestGifFile:
     def test_a_frame_costs_the_same_however_many_came_before(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Counted in bytes that are read and written: nothing old is touched but one byte."""
-        file = GifFile(tmp_path / "a.gif", density_palette())
+        """Counted in bytes that are written: nothing old is touched but the trailer and how long a frame stands."""
+        file = GifFile(tmp_path / "a.gif", density_palette(), 100, 900)
         frame = random_frames(1)[0]
-        file.start(frame, 100)
+        file.start(frame)
         written: list[int] = []
         plain = gif._write_at
         monkeypatch.setattr(gif, "_write_at", lambda f, p, data: (written.append(len(data)), plain(f, p, data)))
         monkeypatch.setattr(gif, "write_atomically", None)
         for _ in range(50):
-            file.append(frame, (0, 0), 100)
-        assert written == written[:2] * 50
-        assert written[1] == 1
+            file.append(frame, (0, 0))
+        assert written == written[:3] * 50
+        assert written[1:3] == [1, 2]
         assert len(decode(file.path)) == 51
+
+    @pytest.mark.parametrize("continued", [False, True])
+    def test_the_newest_frame_rests(self, tmp_path: Path, continued: bool) -> None:
+        """Also where another process goes on, from an earlier moment."""
+        file = GifFile(tmp_path / "a.gif", density_palette(), 100, 900)
+        for frame in random_frames(4):
+            if file.length == 0:
+                file.start(frame)
+                continue
+            length = file.length
+            file.append(frame, (0, 0))
+            if continued:
+                file = GifFile(file.path, density_palette(), 100, 900)
+                file.truncate(length)
+                file.append(frame, (0, 0))
+            with Image.open(file.path) as image:
+                durations = [shown.info["duration"] for shown in ImageSequence.Iterator(image)]
+            assert durations == [*[100] * (len(durations) - 1), 900]
 
     @pytest.mark.parametrize("calls", [0, 1])
     def test_a_kill_in_the_middle_leaves_a_file_that_opens(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: int
     ) -> None:
-        file, frames = GifFile(tmp_path / "a.gif", density_palette()), random_frames(3)
-        file.start(frames[0], 100)
+        file, frames = GifFile(tmp_path / "a.gif", density_palette(), 100, 900), random_frames(3)
+        file.start(frames[0])
         length = file.length
         plain, made = gif._write_at, []
 
@@ -90,30 +109,30 @@ class TestGifFile:
 
         monkeypatch.setattr(gif, "_write_at", dying)
         with pytest.raises(KeyboardInterrupt):
-            file.append(frames[1], (0, 0), 100)
+            file.append(frames[1], (0, 0))
         assert len(decode(file.path)) == 1
         monkeypatch.undo()
         file.truncate(length)
-        file.append(frames[2], (0, 0), 100)
+        file.append(frames[2], (0, 0))
         np.testing.assert_array_equal(decode(file.path)[1], density_palette()[frames[2]])
 
     def test_a_length_that_never_was_is_refused(self, tmp_path: Path) -> None:
-        file = GifFile(tmp_path / "a.gif", density_palette())
-        file.start(random_frames(1)[0], 100)
+        file = GifFile(tmp_path / "a.gif", density_palette(), 100, 900)
+        file.start(random_frames(1)[0])
         with pytest.raises(ValueError, match="checkpoint speaks of"):
             file.truncate(file.length + 1)
 
     def test_truncated_and_continued_is_as_never_interrupted(self, tmp_path: Path) -> None:
         frames = random_frames(4)
-        whole, other = (GifFile(tmp_path / name, density_palette()) for name in ("whole.gif", "other.gif"))
+        whole, other = (GifFile(tmp_path / name, density_palette(), 100, 900) for name in ("whole.gif", "other.gif"))
         for file in (whole, other):
-            file.start(frames[0], 100)
-            file.append(frames[1], (0, 0), 100)
+            file.start(frames[0])
+            file.append(frames[1], (0, 0))
         length = other.length
-        other.append(frames[3], (0, 0), 100)  # of an epoch whose checkpoint was never written
+        other.append(frames[3], (0, 0))  # of an epoch whose checkpoint was never written
         other.truncate(length)
         for file in (whole, other):
-            file.append(frames[2], (0, 0), 100)
+            file.append(frames[2], (0, 0))
         assert whole.path.read_bytes() == other.path.read_bytes()
         other.truncate(0)
         assert not other.path.exists()
@@ -123,8 +142,8 @@ class TestGifFile:
         changed = frame.copy()
         changed[100:110, 50:60] = 0
         write_gif(tmp_path / "a.gif", density_palette(), [(frame, 50), (changed, 50), (changed, 50)])
-        one = GifFile(tmp_path / "one.gif", density_palette())
-        one.start(frame, 50)
+        one = GifFile(tmp_path / "one.gif", density_palette(), 100, 900)
+        one.start(frame)
         assert (tmp_path / "a.gif").stat().st_size < one.length + 1000
         np.testing.assert_array_equal(decode(tmp_path / "a.gif")[1], density_palette()[changed])
 
@@ -188,6 +207,18 @@ class TestEpochFigure:
             assert box.width == pytest.approx(box.height, abs=1)
             assert box.width > 200
 
+    @pytest.mark.parametrize(
+        "window",
+        [WINDOW, ((-122.45, -122.35), (33.8, 33.9)), ((33.8, 33.9), (-122.45, -122.35)), ((0, 3e6), (-3e3, 3e3))],
+    )
+    def test_numbers_are_whole_and_apart(self, window: Window) -> None:
+        figure = EpochFigure(density(0.0), window, "a title", np.zeros((5, 2)))
+        assert all(label.get_window_extent().x0 >= 0 for label in figure.axes[0].get_yticklabels())
+        labels = [label for axes in figure.axes for label in axes.get_xticklabels() if label.get_text()]
+        ends = [label.get_window_extent() for label in labels]
+        assert len(ends) >= 8
+        assert all(left.x1 + 2 < right.x0 for left, right in itertools.pairwise(ends))
+
     def test_updating_is_drawing_afresh(self) -> None:
         used, points = self.figure()
         used.update(density(1.0), points * 2, points * 3, "epoch 1")
@@ -211,7 +242,8 @@ class TestTransportGif:
         base = rng.normal(size=(500, 2)) * 0.7
         path = np.stack([base * (1 - s) + s * (base * 0.1 + [2.0, 2.0]) for s in np.linspace(0, 1, 9)])
         lines = np.zeros((9, 3, 10, 2))
-        TransportGif(tmp_path / "t.gif", WINDOW, "a title").write(path, lines)
+        gif = TransportGif(tmp_path / "t.gif", WINDOW, "a title")
+        gif.write(path, lines)
         with Image.open(tmp_path / "t.gif") as image:
             durations = [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
         assert durations[0] == FIRST_MILLISECONDS
@@ -224,11 +256,11 @@ class TestTransportGif:
             """Mean position of the coloured pixels, in the window's units."""
             mask = np.array([[tuple(pixel) in colors for pixel in row] for row in frame.tolist()])
             rows, columns = np.nonzero(mask)
-            height, width = frame.shape[:2]
-            return np.array([columns.mean() / width * 8 - 4, 4 - rows.mean() / height * 8])
+            left, top, width, height = gif._box
+            return np.array([(columns.mean() - left) / width * 8 - 4, 4 - (rows.mean() - top) / height * 8])
 
-        np.testing.assert_allclose(middle(frames[0]), [0, 0], atol=0.4)
-        np.testing.assert_allclose(middle(frames[-1]), [2, 2], atol=0.4)
+        np.testing.assert_allclose(middle(frames[0]), [0, 0], atol=0.1)
+        np.testing.assert_allclose(middle(frames[-1]), [2, 2], atol=0.1)
 
     def test_colours_follow_the_angle_in_the_base(self) -> None:
         east, north, east_further = color_of_angle(np.array([[0.5, 0.01], [0.0, 0.5], [2.5, 0.05]]))
@@ -276,6 +308,22 @@ class TestSheet:
         heading = sheet.figure.texts[-1].get_window_extent()
         assert heading.x1 < sheet.width - RIGHT - EPOCHS  # where the GIF writes the epoch
         assert max(end.y1 for end in ends) < heading.y0
+
+    def test_titles_stay_where_they_are_beside_large_numbers(self) -> None:
+        words = ["histogram of the data points"]  # as wide as the panel
+        panel = Panel(words, "KL 0", [density(0.0)])
+        sheet = Sheet([Strip(words, density(0.0), ((0, 3e6), (-1e6, 2e6)), [panel])] * 2, "title")
+        pixels(sheet.figure)
+        for axes, *_ in [*sheet.targets, *sheet.images]:
+            assert 0 < axes.title.get_window_extent().y0 - axes.get_window_extent().y1 < 8
+        for axes, _ in sheet.targets:
+            exponent = axes.yaxis.get_offset_text()
+            assert exponent.get_text()
+            assert 0 <= exponent.get_window_extent().x0 < exponent.get_window_extent().x1 <= axes.get_window_extent().x0
+
+    def test_words_are_taken_as_they_are_typed(self) -> None:
+        strip = Strip(["path=$1_$2.csv"], density(0.0), WINDOW, [Panel(["path=$a$_$b"], "KL 0", [density(0.0)])])
+        assert pixels(Sheet([strip], "sweeps of $1_$2").figure).size > 0  # as mathematics they would be an error
 
     def test_the_png_shows_the_last_epoch_and_lines_are_even(self, tmp_path: Path) -> None:
         sheet = self.sheet()
