@@ -114,17 +114,19 @@ def checked(function: Function) -> Function:
     return typing.cast(Function, wrapper)
 
 
-def check_arguments(target: Callable[..., Any], arguments: Mapping[str, Any], prefix: str = "") -> None:
+def check_arguments(
+    target: Callable[..., Any], arguments: Mapping[str, Any], prefix: str = "", handed_over: Sequence[str] = ()
+) -> None:
     """Check `arguments` as keyword arguments of `target`, naming them `prefix + key` in errors.
 
-    Arguments that `target` requires may be missing: they are handed over later, at run time.
+    Arguments that `target` requires may be missing. Those of `handed_over` must be: they are known only at run time.
 
     Raises:
         ArgumentError: a key that `target` does not take, or a value that its type hint refuses.
     """
     function = target.__init__ if inspect.isclass(target) else target
     hints = _hints(function)
-    known = list(inspect.signature(target).parameters)
+    known = [name for name in inspect.signature(target).parameters if name not in handed_over]
     for name, value in arguments.items():
         if name not in known:
             settings = ", ".join(known)

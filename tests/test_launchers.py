@@ -128,6 +128,22 @@ def test_settings_of_launchers_and_sweepers_are_checked(
     assert not list(tmp_path.iterdir())
 
 
+@needs("optuna")
+def test_an_experiment_may_say_how_a_sweep_searches_and_where(run: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "own" / "experiment").mkdir(parents=True)
+    (tmp_path / "own" / "experiment" / "mine.yaml").write_text(
+        "# @package _global_\n"
+        "defaults:\n"
+        "  - override /hydra/sweeper: optuna\n"
+        "hydra:\n"
+        "  sweep:\n"
+        "    dir: /proc/nowhere/mine\n"
+    )
+    result = run("train", "-m", "--config-dir", "own", "experiment=mine", "optimizer.lr=interval(1e-2,1e-1)")
+    assert (result.status, result.err.count("\n")) == (2, 1)
+    assert "hydra.sweep.dir accepts a folder that can be written; got '/proc/nowhere/mine'" in result.err
+
+
 @needs("submitit")
 def test_processes_of_submitit(tmp_path: Path) -> None:
     arguments = ("-m", "hydra/launcher=submitit_local", *SHORT, "hydra.sweep.dir=sweep")

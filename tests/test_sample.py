@@ -162,6 +162,25 @@ def test_of_several_runs_each_has_its_results(run: Run, trained: Path, tmp_path:
     assert result.err.startswith("sample.py: out accepts nothing where run takes several")
     assert run("sample", "-m", f"run={trained}", "n=10", f"out={tmp_path / 'a'},{tmp_path / 'b'}").status == 0
     assert {path.name for path in tmp_path.glob("[ab]/*")} == {"samples.npy", "log_prob.npy", "samples.png"}
+    for several, words in ((f"run={trained},nowhere", "a folder written by train.py"), ("run=glob(*)", "one value or")):
+        result = run("sample", "-m", several, "n=10")
+        assert (result.status, result.err.count("\n")) == (2, 1)
+        assert result.err.startswith(f"sample.py: run accepts {words}")
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "a", "b"}
+
+
+def test_it_makes_no_sweep(run: Run, trained: Path, tmp_path: Path) -> None:
+    assert run("sample", f"run={trained}", "n=10", "hydra.mode=MULTIRUN").status == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    result = run("sample", "-m", f"run={trained}", "n=10", "hydra/launcher=joblib")
+    assert (result.status, result.out) == (2, "")
+    assert result.err.startswith("sample.py: hydra/launcher accepts nothing outside a sweep, train.py -m; got ")
+
+
+def test_a_tilde_is_ones_home(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("sample", f'run="~/{trained.relative_to(tmp_path)}"', "n=10", 'out="~/new"').status == 0
+    assert (tmp_path / "new" / "samples.npy").exists()
 
 
 def test_points_and_a_grid_in_one_call(run: Run, trained: Path, tmp_path: Path) -> None:

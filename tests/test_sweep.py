@@ -23,7 +23,7 @@ from plots.sheet import Sheet
 from tests.conftest import TINY, Result, start, table
 from training import sheets
 from training.interruption import Interrupted
-from training.sweep import Sweep
+from training.sweep import Sweep, _wait_for_others
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 Run = Callable[..., Result]
@@ -46,6 +46,11 @@ BAD = {
     "device=cpu,tpu": "device accepts auto or a device of this machine",
     "sed=0,1": "sed accepts nothing: there is no such setting",
     "seed=0,1 hydra/launcher=jobib": "hydra/launcher accepts basic | joblib | ",
+    "seed=0,1 hydra/launcher=joblib flow.blokcs=3": "flow.blokcs accepts nothing: there is no such setting; got ",
+    "seed=0,1 hydra.run.dir=here": "hydra.run.dir accepts nothing with -m",
+    "hydra.sweeper.max_batch_size=1,2": "hydra.sweeper.max_batch_size accepts one value; got ",
+    "flow=iresnet,resflow seed=0,1 hydra.sweep.subdir=${choices.flow}": "hydra.sweep.subdir accepts a name of its own "
+    "for each run; got 'iresnet' for runs 0 and 1",
     "optimizer.lr=interval(1e-3,1e-1)": "optimizer.lr accepts values with commas between them; an interval with",
     "seed=shuffle(0,1,2)": "seed accepts values in an order that is the same when the sweep is resumed",
     "seed=range(3,1)": "seed accepts one value or more",
@@ -58,6 +63,8 @@ BAD = {
     "resume=[a]": "resume accepts one folder; got 'resume=[a]'",
     "optimizer.lr=range(0,1,0.0)": "optimizer.lr accepts one value or more",
     "hydra.sweep.dir=/proc/nowhere": "hydra.sweep.dir accepts a folder that can be written",
+    "flow=iresnet trainer.epochs=7 hydra.sweep.dir=/proc/nowhere/${choices.flow}-${trainer.epochs}": "hydra.sweep.dir "
+    "accepts a folder that can be written; got '/proc/nowhere/iresnet-7'",
     "resume=nowhere": "resume accepts a folder written by train.py -m, with its sweep.json; got 'nowhere'",
 }
 
@@ -244,6 +251,13 @@ class TestSweep:
         assert run("train", *shlex.split(command)).status == 0
         assert len(table(tmp_path / "sweep")) == 2
 
+    def test_a_glob_sees_configs_of_ones_own(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "own" / "data").mkdir(parents=True)
+        (tmp_path / "own" / "data" / "mine.yaml").write_text("_target_: datasets.moons.Moons\nnoise: 0.2\n")
+        result = run("train", "-m", "--config-dir", "own", "data=glob(mine*)", "flow.blocks=0")
+        assert result.status == 2
+        assert result.err.startswith("train.py: flow.blocks accepts a whole number at least 1; got 0")
+
     def test_jobs_of_a_cluster_are_waited_for(self, tmp_path: Path) -> None:
         sweep = Sweep(tmp_path, [])
         sweep.is_submitted = True
@@ -257,7 +271,7 @@ class TestSweep:
     def test_a_worker_that_outlived_its_sweep_is_waited_for(self, tmp_path: Path) -> None:
         handle = os.open(tmp_path, os.O_RDONLY)
         with locked(handle, wait=False):
-            waiting = threading.Thread(target=Sweep(tmp_path, [])._wait_for_others, args=(tmp_path,))
+            waiting = threading.Thread(target=_wait_for_others, args=(tmp_path,))
             waiting.start()
             waiting.join(0.2)
             assert waiting.is_alive()
@@ -336,6 +350,11 @@ class TestSweep:
         result = run("train", "-m", "resume=.")
         assert result.status == 2
         assert "resume accepts a folder written by train.py -m, with its sweep.json; got '.', whose" in result.err
+
+    def test_a_stored_sweep_may_speak_of_targets(self, tmp_path: Path) -> None:
+        overrides = ["data=points", "data.path=my_target_points.csv", "seed=0,1"]
+        Sweep(tmp_path, overrides).create()
+        assert Sweep.stored(tmp_path).overrides == overrides
 
 
 def test_sweeps_within_a_sweep_are_not_its_own(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import inspect
 import itertools
 import pickle
 import random
@@ -515,18 +516,45 @@ BAD = {
     "trainer.max_seconds=0": ("trainer.max_seconds accepts a number above 0 or null", "0"),
     "seed=-1": ("seed accepts a whole number at least 0", "-1"),
     "seed=0,1": ("seed accepts one value, or several with -m", "seed=0,1"),
+    "hydra.run.dir=a,b": ("hydra.run.dir accepts one value; got 'hydra.run.dir=a,b'",),
     "~seed": ("seed accepts a value, not its deletion", "~seed"),
     "device=cuda:99": ("device accepts auto or a device of this machine", "'cuda:99'"),
     "device=tpu": ("device accepts auto or a device of this machine", "'tpu'"),
     "+sed=1": ("sed accepts nothing", "1"),
     "+flow.heads=1": ("flow.heads accepts nothing", "1"),
+    "+trainer.seed=7": ("trainer.seed accepts nothing: the settings here are epochs, ", "; got 7"),
+    "+trainer.target=moons": ("trainer.target accepts nothing: the settings here are epochs, ",),
+    "++optimzer.lr=1e-3": ("optimzer accepts nothing: there is no such group", "(did you mean 'optimizer'?)"),
+    "+logger.foo=1": ("logger accepts what a file of configs holds, with its _target_",),
     "resume=nowhere": ("resume accepts a folder written by train.py", "'nowhere': there is no such folder"),
     "data=points data.path=a(1).csv": (
         """data.path accepts such a text in quotes alone: 'data.path="a(1).csv"'; got 'a(1).csv'""",
     ),
-    "hydra/launcher=joblib": ("hydra/launcher accepts nothing without -m",),
-    "hydra.sweeper.n_trials=3 hydra/sweeper=optuna": ("hydra.sweeper.n_trials accepts nothing without -m",),
+    "flow.depth=choise(1,2)": (
+        "flow.depth accepts a call that Hydra knows, or a text in quotes; got 'choise(1,2)': Unknown function 'choise'",
+    ),
+    "seed=range(a,b)": ("seed accepts a call that Hydra knows", "got 'range(a,b)': mismatch type argument start"),
+    "flow.blocks = 3": ("settings are name=value, without spaces; got 'flow.blocks = 3'",),
+    "flow..blocks=3": ("flow..blocks accepts nothing: there is no such setting; got 'flow..blocks=3'",),
+    "hydra/launcher=joblib": ("hydra/launcher accepts nothing outside a sweep, train.py -m",),
+    "hydra.sweeper.n_trials=3 hydra/sweeper=optuna": ("hydra.sweeper.n_trials accepts nothing outside a sweep",),
+    "hydra.job.chdir=true": ("hydra.job.chdir accepts nothing outside a sweep",),
+    "+hydra.job.env_set.X=1": ("hydra.job.env_set.X accepts nothing outside a sweep",),
+    "hydra.output_subdir=.hydra": ("hydra.output_subdir accepts nothing outside a sweep",),
+    "hydra.verbose=true": ("hydra.verbose accepts nothing outside a sweep",),
+    "hydra.launcher=joblib": ("hydra.launcher accepts nothing: choose with hydra/launcher=...",),
+    "hydra.sweeper=null": ("hydra.sweeper accepts nothing: choose with hydra/sweeper=...",),
+    "hydra/job_logging=null": ("hydra/job_logging accepts the name of a file of configs; got None",),
+    "--shell-completion": ("Expecting one subcommand",),
+    "install=tcsh --shell-completion": ("No completion plugin for 'tcsh' found",),
+    "--info --resolve": ("--resolve and --package go with --cfg",),
+    "--package=flow": ("--resolve and --package go with --cfg",),
+    "resume=nowhere --cfg=job": ("resume accepts nothing with --cfg", "'nowhere/config.yaml'"),
     "experiment=paper/resflow flow.blokcs=3": ("flow.blokcs accepts nothing", "did you mean 'flow.blocks'"),
+    "experiment=paper/resflow estimator=exact": (
+        "estimator.n_exact_terms accepts nothing",
+        "; got 2, set by experiment=paper/resflow",
+    ),
     "+flow.dimensions=3": ("flow.dimensions accepts nothing",),
     "flow=nfs --help": ("flow accepts ffjord | ", "got 'nfs' (did you mean 'nsf'?)"),
     "data._target_=os.system": ("data._target_ accepts a class or function of datasets", "'os.system'"),
@@ -581,6 +609,48 @@ class TestBadInput:
         assert line.startswith("train.py: hydra.")
         assert not list(tmp_path.iterdir())
 
+    def test_what_an_experiment_chooses_is_said_to_be_its(self, run: Run) -> None:
+        result = run("train", "experiment=checkerboard_fast", "flow=nsf")
+        got = "exact, set by experiment=checkerboard_fast"
+        assert result.err == f"train.py: estimator accepts nothing: flow=nsf takes none; got {got}\n"
+        assert result.status == 2
+
+    def test_beside_configs_of_ones_own_the_mistake_is_named(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "own").mkdir()
+        result = run("train", "--config-dir", "own", "flow=nsf", "flow.bins=8", "data.nois=0.2")
+        assert result.status == 2
+        assert result.err.startswith("train.py: data.nois accepts nothing: there is no such setting; got ")
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("# @package _global_\noptimzer:\n  lr: 0.1\n", "optimzer accepts nothing: there is no such group"),
+            ("optimizer:\n  lr: 0.1\n", "experiment accepts a file with the line '# @package _global_' at its top"),
+        ],
+    )
+    def test_an_experiment_that_would_set_nothing_is_refused(
+        self, run: Run, tmp_path: Path, text: str, words: str
+    ) -> None:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text)
+        result = run("train", "--config-dir", "own", "experiment=mine")
+        assert result.status == 2
+        assert result.err.startswith(f"train.py: {words}; got ")
+
+    @pytest.mark.parametrize(
+        "typed",
+        [('hydra.run.dir="~/a"',), ("-m", 'hydra.sweep.dir="~/a"'), ('resume="~/a"',), ("-m", 'resume="~/a"')],
+        ids=" ".join,
+    )
+    def test_a_tilde_is_ones_home(
+        self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...]
+    ) -> None:
+        monkeypatch.setenv("HOME", "/proc/nowhere")
+        result = run("train", *typed, "compile=false")
+        assert result.status == 2
+        assert "; got '/proc/nowhere/a'" in result.err
+        assert not list(tmp_path.iterdir())
+
     # So much that the system refuses at once: a little less it may grant, and end the process later.
     @pytest.mark.parametrize(
         "setting",
@@ -625,6 +695,13 @@ def test_help_is_a_page(tmp_path: Path) -> None:
         assert expected in words
     assert words.count("python train.py") >= 4
     assert "$" not in out
+
+
+@pytest.mark.parametrize("group", configuration.HANDED_OVER)
+def test_what_is_handed_over_is_all_that_no_config_sets(group: str) -> None:
+    node = composed()[group]
+    target = configuration._find_target(group, configuration.HOMES[group], node._target_)
+    assert {*inspect.signature(target).parameters} - {*node} == {*configuration.HANDED_OVER[group]}
 
 
 LINES = (PROJECT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ").splitlines()

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 import torch
@@ -30,20 +30,26 @@ from training.defaults import CONFIGS
 from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.help import help_page
 from training.interruption import SIGPIPE, Interrupted, exit_as_ever
-from training.multirun import WHERE, LauncherError, run_many
-from training.overrides import compose, folder_to_resume, parse, refuse_what_nobody_sets, resumed, without_hydra
+from training.multirun import LauncherError, run_many
+from training.overrides import (
+    compose,
+    folder_to_resume,
+    naming_experiment,
+    parse,
+    refuse_what_nobody_sets,
+    resumed,
+    without_hydra,
+)
 from training.run_folder import STOPPED
+from training.sweep import Run, combinations
 
 __all__ = ["command"]
 
-OF_SWEEPS = (*WHERE, "hydra/sweeper", "hydra.sweep")
-"""Settings that only a sweep heeds."""
+OF_A_RUN = ("hydra.run.", "hydra.job.name", "hydra.job.config.", "hydra.searchpath", "hydra.mode")
+"""Hydra's settings that a run alone heeds."""
 
 Task = Callable[[DictConfig, Any, Path], float | None]
 """What a command does: takes the configuration, its top-level settings as an object, and the run folder."""
-
-Run = Callable[[DictConfig, Path], float | None]
-"""A task on a configuration that it checks first."""
 
 
 def command(task: Task, settings: type, config_name: str, resumable: Iterable[str] = ()) -> None:
@@ -70,7 +76,8 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     parser.error = lambda message: _exit(2, f"{message}; settings are name=value, and options such as -m come first")
     arguments = parser.parse_args()
     for item in arguments.overrides:
-        if "=" not in item and not item.startswith("~"):
+        name, equals, _ = item.partition("=")
+        if name.split() != [name] or not (equals or item.startswith("~")):
             _exit(2, f"settings are name=value, without spaces; got {item!r}")
     _prefer_own_configs()
     try:
@@ -122,8 +129,10 @@ def _dispatch(
     exclusive = ("run", "multirun", "cfg", "info", "shell_completion")
     if len(given := [f"--{name.replace('_', '-')}" for name in exclusive if getattr(arguments, name)]) > 1:
         _exit(2, f"{' and '.join(given)} do not go together")
+    if (arguments.resolve or arguments.package is not None) and not arguments.cfg:
+        _exit(2, "--resolve and --package go with --cfg")
+    typed = parse(arguments.overrides)
     if arguments.multirun and not resumable:  # results stand in the run's folder, or in out
-        typed = parse(arguments.overrides)
         several = {override.key_or_group for override in typed if override.is_sweep_override()}
         for override in typed:
             key, got = override.key_or_group, repr(override.input_line)
@@ -131,27 +140,29 @@ def _dispatch(
                 raise ArgumentError(key, "one value: only run and out take several", got)
             if key == "out" and "run" in several:
                 raise ArgumentError(key, "nothing where run takes several: each has a folder of its own", got)
-    asks_hydra = arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
-    if asks_hydra or (arguments.multirun and not resumable):
+    folder = folder_to_resume(arguments.overrides) if resumable else None
+    if arguments.cfg and folder is not None:
+        accepts = f"nothing with --cfg: the settings of what began there are in '{folder / 'config.yaml'}'"
+        raise ArgumentError("resume", accepts, f"'{folder}'")
+    if arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion:
         with _read_as_far_as_wanted():
-            _hand_to_hydra(run, config_name)
-    elif arguments.multirun:
+            _hand_to_hydra(config_name)
+    elif arguments.multirun and resumable:
         run_many(run, check, config_name, arguments)
-    elif resumable and (folder := folder_to_resume(arguments.overrides)) is not None:
+    elif folder is not None:
         config, changes = resumed(folder, arguments.overrides, resumable)
         check(config)
         for change in changes:
             print(f"resuming with {change}")
         run(config, folder)
     else:
-        config = compose(arguments.config_name or config_name, arguments.overrides, arguments.config_dir)
-        if config.hydra.mode == RunMode.MULTIRUN:
-            run_many(run, check, config_name, arguments)
-        else:
-            for override in parse(arguments.overrides):
-                if override.key_or_group.startswith(OF_SWEEPS):
-                    raise ArgumentError(override.key_or_group, "nothing without -m", repr(override.input_line))
-            _run_once(run, config)
+        runs = combinations(typed, search=False) if arguments.multirun else [arguments.overrides]
+        for overrides in runs:
+            config = compose(arguments.config_name or config_name, overrides, arguments.config_dir)
+            if resumable and config.hydra.mode == RunMode.MULTIRUN:
+                run_many(run, check, config_name, arguments)
+            else:
+                _run_once(run, config)
 
 
 def _prefer_own_configs() -> None:
@@ -166,8 +177,12 @@ def _prefer_own_configs() -> None:
 
 def _run_once(run: Run, config: DictConfig) -> None:
     """Make one run in this process, without Hydra's launcher. One that is refused leaves nothing behind."""
+    for override in parse(list(config.hydra.overrides.hydra)):
+        if not override.key_or_group.startswith(OF_A_RUN):
+            accepts = "nothing outside a sweep, train.py -m"
+            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
-    with _folder_of_its_own(config) as folder:
+    with naming_experiment(config), _folder_of_its_own(config) as folder:
         run(without_hydra(config), folder)
 
 
@@ -178,7 +193,7 @@ def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
     If its name holds the time it is made at once, so that of two runs begun within a second the later waits for the
     next.
     """
-    folder = Path(str(config.hydra.run.dir))
+    folder = Path(os.path.expanduser(str(config.hydra.run.dir)))
     if "${now:" not in OmegaConf.to_container(config.hydra.run, resolve=False)["dir"]:
         yield folder
         return
@@ -190,7 +205,7 @@ def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
         except FileExistsError:
             time.sleep(1)
             OmegaConf.clear_cache(config)  # which holds the time
-            folder, before = Path(str(config.hydra.run.dir)), folder
+            folder, before = Path(os.path.expanduser(str(config.hydra.run.dir))), folder
         except OSError:
             break  # opening it tells why
         else:
@@ -204,13 +219,12 @@ def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
                 path.rmdir()  # where it is empty
 
 
-def _hand_to_hydra(run: Run, config_name: str) -> None:
+def _hand_to_hydra(config_name: str) -> None:
     """What Hydra shows of itself and of the configuration, and shell completion."""
-
-    def job(config: DictConfig) -> float | None:
-        return run(config, Path(HydraConfig.get().runtime.output_dir))
-
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(lambda config: None)()
+    except ValueError as error:  # a shell that it does not know, say
+        _exit(2, " ".join(str(error).split()))
 
 
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
@@ -249,6 +263,6 @@ def _leave_standard_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _exit(status: int, message: str) -> None:
+def _exit(status: int, message: str) -> NoReturn:
     print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     raise SystemExit(status)

@@ -18,12 +18,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from arguments import ArgumentError, check_arguments
+from arguments import ArgumentError, check_arguments, nearest
 from atomic import write_atomically
 from datasets import Target, TargetDensity
 from flows import Flow
 from flows.standardize import Standardize
-from training.diagnosis import is_of_memory
+from training.diagnosis import first_line, is_of_memory
 from training.learner import POWER_ITERATIONS
 
 __all__ = ["build", "build_flow", "build_target", "check_config", "choose_device", "load_config", "save_config"]
@@ -41,24 +41,37 @@ HOMES = {
 OPTIONAL = ("logger",)
 DEFAULTS = (POWER_ITERATIONS, 5)  # of power iterations, now and in earlier versions
 WAITING = ("optimizer", "trainer", "logger")  # groups that are built in two steps, `_partial_`
+HANDED_OVER = {
+    "flow": ("dimensions",),
+    "optimizer": ("flow",),
+    "trainer": ("flow", "target", "optimizer", "folder", "seed", "title", "about", "logger"),
+}  # parameters that are no settings: what they get is known only when a group is built
 
 
 def check_config(config: DictConfig) -> None:
     """Check the settings of every group of `config` against the function or class that will receive them.
 
     Raises:
-        ArgumentError: names the setting in full, as it is typed.
+        ArgumentError: names the setting in full, as it is typed; or what is no group.
     """
     for key, value in OmegaConf.to_container(config, resolve=True).items():
-        if isinstance(value, dict):
-            _check_node(key, value)
+        if not isinstance(value, dict) or key == "choices":
+            continue
+        if key == "experiment":  # else its settings would be those of a group by that name
+            raise ArgumentError(key, "a file with the line '# @package _global_' at its top", repr(value))
+        if key not in HOMES:
+            raise ArgumentError(key, "nothing: there is no such group", f"{value!r}{nearest(str(key), HOMES)}")
+        if "_target_" not in value:
+            raise ArgumentError(key, "what a file of configs holds, with its _target_", repr(value))
+        _check_node(key, value)
 
 
 def _check_node(path: str, node: dict[str, Any]) -> None:
     group = path.rpartition(".")[2]
     if "_target_" in node:
         target = _find_target(f"{path}._target_", HOMES.get(group), node["_target_"])
-        check_arguments(target, {key: value for key, value in node.items() if not key.startswith("_")}, f"{path}.")
+        settings = {key: value for key, value in node.items() if not key.startswith("_")}
+        check_arguments(target, settings, f"{path}.", HANDED_OVER.get(group, ()))
     for key, value in node.items():
         setting = f"{path}.{key}"
         if key.startswith("_"):
@@ -104,8 +117,6 @@ def build(node: DictConfig, **arguments: Any) -> Any:
     Raises:
         ArgumentError: the object itself refuses a setting, such as a contradictory pair.
     """
-    for name in arguments.keys() & node.keys():
-        raise ArgumentError(f"{node._get_full_key(None)}.{name}", "nothing: no setting decides it", repr(node[name]))
     try:
         return instantiate(node, **arguments)
     except InstantiationException as error:
@@ -201,7 +212,7 @@ def _why_not(name: str) -> str:
     except RuntimeError as error:
         if is_of_memory(error):
             raise
-        return next(iter(str(error).splitlines()), "it does not say why")
+        return first_line(error)
     return ""
 
 
@@ -220,7 +231,7 @@ def load_config(folder: Path, setting: str) -> DictConfig:
     try:
         text, config = path.read_text(encoding="utf-8"), OmegaConf.load(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             reason = "that file is not there" if os.path.isdir(folder) else "there is no such folder"
         if os.path.isfile(folder / "sweep.json"):  # Path.is_file raises where one may not look

@@ -9,7 +9,15 @@ from torch import Tensor
 
 from flows import Flow
 
-__all__ = ["OUT_OF_MEMORY", "ContractionError", "NonFiniteError", "diagnose", "first_not_finite", "is_of_memory"]
+__all__ = [
+    "OUT_OF_MEMORY",
+    "ContractionError",
+    "NonFiniteError",
+    "diagnose",
+    "first_line",
+    "first_not_finite",
+    "is_of_memory",
+]
 
 OUT_OF_MEMORY = "these settings need more memory than there is"
 
@@ -35,6 +43,11 @@ class ContractionError(RuntimeError):
 def is_of_memory(error: BaseException) -> bool:
     """Whether `error` says that memory is short, for which torch has a class of its own only in part."""
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in OF_MEMORY)
+
+
+def first_line(error: BaseException) -> str:
+    """What `error` says, in one line; its kind where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import logging
 import os
@@ -14,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import hydra
-from hydra.core.global_hydra import GlobalHydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
-from hydra.errors import HydraException
+from hydra.core.override_parser.types import Quote, QuotedString, ValueType
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -26,10 +25,11 @@ from arguments import ArgumentError, Count, Range, check_value
 from training.captured import require_capturable
 from training.configuration import build, build_flow, build_target, choose_device
 from training.defaults import CONFIGS
-from training.overrides import compose, folder_to_resume, parse, without_hydra
-from training.sweep import Sweep, belongs_to_sweep, combinations, values_of
+from training.diagnosis import first_line
+from training.overrides import compose, folder_to_resume, naming_experiment, parse, without_hydra
+from training.sweep import Run, Sweep, belongs_to_sweep, combinations, finish
 
-__all__ = ["WHERE", "LauncherError", "run_many"]
+__all__ = ["LauncherError", "run_many"]
 
 WHERE = ("hydra/launcher", "hydra.launcher")
 """Settings that say where a sweep runs, not what."""
@@ -56,7 +56,7 @@ class LauncherError(RuntimeError):
 
 
 def run_many(
-    run: Callable[[DictConfig, Path], float | None],
+    run: Run,
     check: Callable[[DictConfig], Any],
     config_name: str,
     arguments: argparse.Namespace,
@@ -80,21 +80,26 @@ def run_many(
         overrides = [*sweep.overrides, *_only_where(arguments.overrides)]
     else:
         overrides = arguments.overrides
-    keys = {override.input_line: override.key_or_group for override in parse(overrides)}
-    of_hydra = [line for line, key in keys.items() if key.startswith(("hydra.", "hydra/"))]
-    of_task = [line for line in keys if line not in of_hydra]
+    typed = parse(overrides)
+    for override in typed:
+        if override.key_or_group.startswith("hydra.run."):
+            accepts = "nothing with -m: a sweep's folder is hydra.sweep.dir"
+            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
+    of_hydra = [item.input_line for item in typed if item.is_hydra_override()]
+    of_task = [item.input_line for item in typed if not item.is_hydra_override()]
 
     config_name, extra_folder = arguments.config_name or config_name, arguments.config_dir
-    composed = compose(config_name, of_hydra, extra_folder)
+    # As Hydra does, from all that is not swept: an experiment may choose the launcher, settings may name the folder.
+    of_all = [item.input_line for item in typed if item.is_hydra_override() or not item.is_sweep_override()]
+    composed = compose(config_name, of_all, extra_folder)
     hydra_config = composed.hydra
     _check_machinery(hydra_config)
     if resumed is None:  # what was begun has been checked
-        compose_run = functools.partial(compose, config_name, extra_folder=extra_folder)
-        _check_runs(check, compose_run, hydra_config, of_hydra, of_task)
-        kept = [line for line in overrides if line in of_task or belongs_to_sweep(keys[line])]
-        sweep = _created(composed, kept)
+        _check_runs(check, config_name, extra_folder, hydra_config, of_hydra, of_task)
+        kept = [item for item in typed if not item.is_hydra_override() or belongs_to_sweep(item.key_or_group)]
+        sweep = _created(composed, [item.input_line for item in kept])
     sweep.is_submitted = "submitit" in hydra_config.launcher._target_
-    sweep.is_here = hydra_config.launcher._target_ == BASIC_LAUNCHER
+    sweep.is_here, sweep.is_search = _is_here(hydra_config), _is_search(hydra_config)
     options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
     sweep.options = [text for option, given in options if given for text in (option, given)]
 
@@ -111,8 +116,10 @@ def _created(composed: DictConfig, overrides: list[str]) -> Sweep:
     Raises:
         ArgumentError: another sweep is there, or the folder cannot be written.
     """
+    HydraConfig.instance().set_config(composed)  # what ${hydra:...} refers to
     while True:
-        sweep = Sweep(Path(composed.hydra.sweep.dir), overrides)
+        name = str(composed.hydra.sweep.dir)
+        sweep = Sweep(Path(os.path.expanduser(name)), overrides)
         try:
             sweep.create()
             return sweep
@@ -121,7 +128,7 @@ def _created(composed: DictConfig, overrides: list[str]) -> Sweep:
                 raise
             time.sleep(1)
             OmegaConf.clear_cache(composed)  # which holds the time
-            if Path(composed.hydra.sweep.dir).resolve() == sweep.folder:
+            if str(composed.hydra.sweep.dir) == name:
                 raise
 
 
@@ -148,18 +155,26 @@ def _launch(
         with sweep.stopped_by_signals():
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except Exception as error:
-        if hydra_config.sweeper._target_ != BASIC_SWEEPER and isinstance(error, ValueError) and sweep.all_failed():
-            sweep.finish()  # a search that has no best trial
+        if sweep.is_search and isinstance(error, ValueError) and sweep.all_failed():
+            finish(sweep.folder)  # a search that has no best trial
         elif type(error).__module__.partition(".")[0] in LAUNCHERS:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise LauncherError(f"the launcher gave up: {reason}; go on with: {sweep.command}") from error
+            raise LauncherError(f"the launcher gave up: {first_line(error)}; go on with: {sweep.command}") from error
         else:
             raise
 
 
+def _is_here(hydra_config: DictConfig) -> bool:
+    return hydra_config.launcher._target_ == BASIC_LAUNCHER
+
+
+def _is_search(hydra_config: DictConfig) -> bool:
+    return hydra_config.sweeper._target_ != BASIC_SWEEPER
+
+
 def _check_runs(
     check: Callable[[DictConfig], Any],
-    compose_run: Callable[..., DictConfig],
+    config_name: str,
+    extra_folder: str | None,
     hydra_config: DictConfig,
     of_hydra: list[str],
     of_task: list[str],
@@ -169,11 +184,12 @@ def _check_runs(
     Raises:
         ArgumentError: names a setting of the first run that is refused.
     """
-    here, search = hydra_config.launcher._target_ == BASIC_LAUNCHER, hydra_config.sweeper._target_ != BASIC_SWEEPER
+    here, search = _is_here(hydra_config), _is_search(hydra_config)
     given = [f"{key}={value}" for key, value in (hydra_config.sweeper.get("params") or {}).items()]
-    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        loader = GlobalHydra.instance().config_loader()  # what flow=glob(*) is looked up in
-        swept = OverridesParser.create(loader).parse_overrides([*given, *of_task])
+    search_path = create_config_search_path(str(CONFIGS))  # what flow=glob(*) is looked up in
+    if extra_folder:
+        search_path.append("command-line", f"file://{Path(extra_folder).resolve()}")
+    swept = OverridesParser.create(ConfigLoaderImpl(search_path)).parse_overrides([*given, *of_task])
     for override in swept:
         if override.is_interval_sweep() and not search:
             accepts = "values with commas between them; an interval with hydra/sweeper=optuna"
@@ -181,39 +197,37 @@ def _check_runs(
             accepts = "values one by one, with commas between them, in a search"
         elif getattr(override.value(), "shuffle", False):
             accepts = "values in an order that is the same when the sweep is resumed"
-        elif not _has_values(override):
-            accepts = "one value or more"
         else:
             continue
         raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
-    targets, models = set(), set()
-    for combination in tqdm(
-        list(combinations(swept, search)), desc="checking", unit="run", delay=1, disable=None, leave=False
+    targets, models, folders = set(), set(), {}
+    for number, combination in enumerate(
+        tqdm(list(combinations(swept, search)), desc="checking", unit="run", delay=1, disable=None, leave=False)
     ):
-        config = compose_run(overrides=[*of_hydra, *combination])
-        HydraConfig.instance().set_config(config)
-        config = without_hydra(config)
-        settings = check(config)
-        device = choose_device(settings.device) if here else None  # a cluster's machines have devices of their own
-        if (target := OmegaConf.to_yaml(config.data)) not in targets:
-            build_target(config)
-            targets.add(target)
-        parts = OmegaConf.masked_copy(config, [key for key in ("flow", "estimator", "logger") if key in config])
-        others = (config.trainer.get(name) for name in ("power_iterations", "cuda_graph"))
-        if (model := (OmegaConf.to_yaml(parts), *others, config.data._target_, device)) not in models:
-            flow = build_flow(config)
-            if device is not None and config.trainer.get("cuda_graph"):
-                require_capturable(flow.to(device))
-            if "logger" in config:
-                build(config.logger)()
-            models.add(model)
-
-
-def _has_values(override: Override) -> bool:
-    try:
-        return bool(values_of(override))
-    except (ValueError, HydraException):  # a range in steps of zero
-        return False
+        composed = compose(config_name, [*of_hydra, *combination], extra_folder)
+        composed.hydra.job.id = composed.hydra.job.num = number  # as launchers do, for the folder's name
+        HydraConfig.instance().set_config(composed)
+        if not search:
+            subdir = str(composed.hydra.sweep.subdir)
+            if (first := folders.setdefault(subdir, number)) != number:
+                got = f"{subdir!r} for runs {first} and {number}"
+                raise ArgumentError("hydra.sweep.subdir", "a name of its own for each run", got)
+        with naming_experiment(composed):
+            config = without_hydra(composed)
+            settings = check(config)
+            device = choose_device(settings.device) if here else None  # a cluster's machines have devices of their own
+            if (target := OmegaConf.to_yaml(config.data)) not in targets:
+                build_target(config)
+                targets.add(target)
+            parts = OmegaConf.masked_copy(config, [key for key in ("flow", "estimator", "logger") if key in config])
+            others = (config.trainer.get(name) for name in ("power_iterations", "cuda_graph"))
+            if (model := (OmegaConf.to_yaml(parts), *others, config.data._target_, device)) not in models:
+                flow = build_flow(config)
+                if device is not None and config.trainer.get("cuda_graph"):
+                    require_capturable(flow.to(device))
+                if "logger" in config:
+                    build(config.logger)()
+                models.add(model)
 
 
 def _only_where(overrides: list[str]) -> list[str]:

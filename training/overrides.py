@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, OverrideType, Quote, QuotedString
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 
 from arguments import ArgumentError, check_choice, nearest
 from training.configuration import load_config
-from training.defaults import CONFIGS, choices_in
+from training.defaults import CONFIGS, choices_in, recipe
 
-__all__ = ["compose", "folder_to_resume", "parse", "refuse_what_nobody_sets", "resumed", "without_hydra"]
+__all__ = [
+    "compose",
+    "folder_to_resume",
+    "naming_experiment",
+    "parse",
+    "refuse_what_nobody_sets",
+    "resumed",
+    "without_hydra",
+]
 
 
 def parse(overrides: list[str]) -> list[Override]:
@@ -25,12 +36,20 @@ def parse(overrides: list[str]) -> list[Override]:
     Raises:
         ArgumentError: one is not in Hydra's grammar.
     """
+    parser = OverridesParser.create()
     try:
-        return OverridesParser.create().parse_overrides(overrides)
+        return parser.parse_overrides(overrides)
     except OverrideParseException as error:
         name, _, value = error.override.partition("=")
-        quoted = shlex.quote(f"{name}={QuotedString(value, Quote.double).with_quotes()}")
-        raise ArgumentError(name, f"such a text in quotes alone: {quoted}", repr(value)) from None
+        if error.__cause__ is not None:  # it is in the grammar, but calls what is not there, or with what it refuses
+            got = f"{value!r}: {' '.join(str(error.__cause__).split())}"
+            raise ArgumentError(name, "a call that Hydra knows, or a text in quotes", got) from None
+        quoted = f"{name}={QuotedString(value, Quote.double).with_quotes()}"
+        try:
+            parser.parse_override(quoted)
+        except HydraException:  # nor is the name
+            raise ArgumentError(name, "nothing: there is no such setting", repr(error.override)) from None
+        raise ArgumentError(name, f"such a text in quotes alone: {shlex.quote(quoted)}", repr(value)) from None
 
 
 def compose(config_name: str, overrides: list[str], extra_folder: str | None) -> DictConfig:
@@ -48,28 +67,33 @@ def compose(config_name: str, overrides: list[str], extra_folder: str | None) ->
     if extra_folder:
         address = QuotedString(f"file://{Path(extra_folder).resolve()}", Quote.single).with_quotes()
         search = [f"hydra.searchpath=[{address}]"]
-    choices = []  # overrides that choose a file of a group
-    for override in parse(overrides):
-        key, group = override.key_or_group, CONFIGS / override.key_or_group
+    parsed = parse(overrides)
+    for override in parsed:
+        key = override.key_or_group
         if override.is_delete():
             raise ArgumentError(key, "a value, not its deletion", repr(override.input_line))
         if override.is_sweep_override():
-            raise ArgumentError(key, "one value, or several with -m", repr(override.input_line))
-        if group.is_dir() and not search and not key.startswith("hydra/"):
+            accepts = "one value" if override.is_hydra_override() else "one value, or several with -m"
+            raise ArgumentError(key, accepts, repr(override.input_line))
+        if (CONFIGS / key).is_dir() and not search and not key.startswith("hydra/"):
             check_choice(key, override.value(), choices_in(key))
-            choices.append(override.input_line)
     with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         try:
             return hydra.compose(config_name, overrides + search, return_hydra_config=True)
         except HydraException:
+            loader = GlobalHydra.instance().config_loader()
+            choices = []  # overrides that choose a file of a group
+            for override in parsed:
+                key = override.key_or_group
+                if names := loader.get_group_options(key, overrides=search):
+                    if key.startswith("hydra/"):  # launchers, say, of which extras bring some
+                        check_choice(key, override.value(), names)
+                    choices.append(override.input_line)
             composed = hydra.compose(config_name, choices + search, return_hydra_config=True)
             known = _settings_of(composed)
-            for override in parse(overrides):
-                key = override.key_or_group
-                names = GlobalHydra.instance().config_loader().get_group_options(key)
-                if names and key.startswith("hydra/") and not search:  # launchers, say, of which extras bring some
-                    check_choice(key, override.value(), names)
-                if key not in known and override.input_line not in choices:
+            for override in parsed:
+                key, is_added = override.key_or_group, override.type != OverrideType.CHANGE
+                if key not in known and not is_added and override.input_line not in choices:
                     typed = [name for name in known if not name.startswith("hydra.") and "._" not in name]
                     accepts, suggestion = _elsewhere(key, composed.hydra.runtime.choices, typed)
                     raise ArgumentError(key, accepts, f"{override.input_line!r}{suggestion}") from None
@@ -85,7 +109,9 @@ def folder_to_resume(overrides: list[str]) -> Path | None:
     given = [override for override in parse(overrides) if override.key_or_group == "resume"]
     if given and (given[-1].is_sweep_override() or isinstance(given[-1].value(), (list, dict))):
         raise ArgumentError("resume", "one folder", repr(given[-1].input_line))
-    return None if not given or given[-1].value() is None else Path(str(given[-1].value()))
+    if not given or given[-1].value() is None:
+        return None
+    return Path(os.path.expanduser(str(given[-1].value())))
 
 
 def resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> tuple[DictConfig, list[str]]:
@@ -131,21 +157,46 @@ def refuse_what_nobody_sets(overrides: list[str]) -> None:
 
     Raises:
         ArgumentError: an override names a class there, or could; or it is of what follows from other settings; or it
-            chooses nothing, or a number, of a group.
+            chooses nothing, or a number, of a group; or it chooses as one sets.
     """
     for override in parse(overrides):
         key, line = override.key_or_group, override.input_line
         if key == "hydra" or key.startswith("hydra.callbacks"):
             raise ArgumentError(key, "nothing", repr(line))
         is_plain = not override.is_sweep_override() and not override.is_delete()
-        if (CONFIGS / key).is_dir() and is_plain and not isinstance(override.value(), (str, list)):
-            check_choice(key, override.value(), choices_in(key))  # for which Hydra has a traceback
+        if is_plain and not isinstance(override.value(), (str, list)):  # for which Hydra has a traceback
+            if (CONFIGS / key).is_dir():
+                check_choice(key, override.value(), choices_in(key))
+            elif "/" in key:
+                raise ArgumentError(key, "the name of a file of configs", repr(override.value()))
+        if key in ("hydra.launcher", "hydra.sweeper"):
+            raise ArgumentError(key, f"nothing: choose with {key.replace('.', '/')}=...", repr(line))
         if key.startswith("hydra.") and isinstance(override.value(), dict):
             raise ArgumentError(key, "nothing: set what is in it one by one", repr(line))
         if key == "choices" or key.startswith("choices."):
             raise ArgumentError(key, f"nothing: choose with {key.rpartition('.')[2]}=...", repr(line))
         if key.startswith(("hydra.launcher", "hydra.sweeper")) and any(sign in line for sign in ("_target_", "{")):
             raise ArgumentError(key, "plain values of the settings that are there", repr(line))
+
+
+@contextlib.contextmanager
+def naming_experiment(config: DictConfig) -> Iterator[None]:
+    """While entered, an error about what nobody typed, but the chosen experiment sets or chooses, says so.
+
+    Args:
+        config: the composed configuration, Hydra's own part included.
+
+    Raises:
+        ArgumentError: the same, with the experiment after what it got.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        experiment = config.hydra.runtime.choices.get("experiment")
+        typed = {override.key_or_group for override in parse(list(config.hydra.overrides.task))}
+        if experiment is None or error.name in typed or not any(error.name in part for part in recipe(experiment)):
+            raise
+        raise ArgumentError(error.name, error.accepts, f"{error.got}, set by experiment={experiment}") from error
 
 
 def without_hydra(config: DictConfig) -> DictConfig:

@@ -32,7 +32,10 @@ from training.report import write_sweep_report
 from training.run_folder import STOPPED, UnwritableError, load_summary, resuming
 from training.sweep_table import SWEEP, SweepRow, read_rows, write_table
 
-__all__ = ["Sweep", "SweepCallback", "belongs_to_sweep", "combinations", "values_of"]
+__all__ = ["Run", "Sweep", "SweepCallback", "belongs_to_sweep", "combinations", "finish"]
+
+Run = Callable[[DictConfig, Path], float | None]
+"""Makes one run, of a configuration in a folder; returns what it is judged by."""
 
 FOREIGN = ("_target_", "custom_search_space")
 EXPECTED = (ArgumentError, *STOPPED)
@@ -73,7 +76,7 @@ class SweepCallback(Callback):
             print(f"the table cannot be written: {error}", file=sys.stderr)
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        Sweep(Path(config.hydra.sweep.dir), []).finish()
+        finish(Path(config.hydra.sweep.dir))
 
 
 class Sweep:
@@ -84,13 +87,14 @@ class Sweep:
         begun_in: the folder that paths of data are relative to.
         is_submitted: whether its runs are jobs of a cluster, which do not end with what waits for them.
         is_here: whether they are made in this process.
+        is_search: whether what came of earlier ones decides which are made.
     """
 
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self.folder, self.overrides = folder.resolve(), overrides
         self.begun_in = os.getcwd()
         self.options: list[str] = []
-        self.is_submitted, self.is_here = False, True
+        self.is_submitted, self.is_here, self.is_search = False, True, False
 
     @classmethod
     def stored(cls, folder: Path) -> Sweep:
@@ -143,7 +147,7 @@ class Sweep:
         """Whether there is one in the folder."""
         return (self.folder / SWEEP).exists()
 
-    def run(self, config: DictConfig, run: Callable[[DictConfig, Path], float | None]) -> float | None:
+    def run(self, config: DictConfig, run: Run) -> float | None:
         """One of its runs, called by a launcher, maybe in another process: begun, gone on with, or done before.
 
         Raises:
@@ -153,7 +157,7 @@ class Sweep:
         folder, overrides = Path(job.runtime.output_dir), list(job.overrides.task)
         row = SweepRow.read(folder)
         if row is not None and not row.figures:
-            self._wait_for_others(folder)
+            _wait_for_others(folder)
             row = SweepRow.read(folder)
         if row is None:
             row = SweepRow(folder, int(job.job.num), overrides)
@@ -166,8 +170,8 @@ class Sweep:
             raise ArgumentError("resume", "a sweep that runs as it did before", got)
         if row.figures:
             return row.merit
-        if row.error is not None and job.runtime.choices["hydra/sweeper"] != "basic":
-            return None  # a search is retraced: what came after a failed trial was chosen because it had failed
+        if row.error is not None and self.is_search:
+            return None  # it is retraced: what came after a failed trial was chosen because it had failed
         if (folder / "config.yaml").exists():
             config = load_config(folder, "resume")
             config.resume = str(folder)
@@ -181,20 +185,6 @@ class Sweep:
             if BrokenPipeError in (type(error), type(error.__cause__)):  # nobody reads what the next would say either
                 raise Interrupted(SIGPIPE, self._how_to_go_on(f"in run {row.number}")) from error
             raise
-
-    def _wait_for_others(self, folder: Path) -> None:
-        """Return when no other process is at work in `folder`: a worker may have outlived the sweep that it was of.
-
-        One that has yet to open the folder is not seen: then the later of the two fails.
-        """
-        if os.name != "posix":
-            return  # elsewhere a folder cannot be opened
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            with locked(handle, wait=True):
-                pass
-        finally:
-            os.close(handle)
 
     @contextlib.contextmanager
     def stopped_by_signals(self) -> Iterator[None]:
@@ -228,25 +218,6 @@ class Sweep:
         rows = read_rows(self.folder)
         return bool(rows) and all(row.error is not None for row in rows)
 
-    def finish(self) -> None:
-        """Make the table, the sheets and the report.
-
-        Raises:
-            SystemExit: one of them cannot be made, with status 1: Hydra would make a warning of any other error, and
-                the sweep would end as if all was well.
-        """
-        from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
-
-        lost = False
-        for name, make in (("table", write_table), ("sheets", draw_sheets), ("report", write_sweep_report)):
-            try:
-                make(self.folder)
-            except Exception as error:  # the others are made
-                lost, why = True, str(error) if isinstance(error, (OSError, *EXPECTED)) else repr(error)
-                print(f"all runs have ended, but the sweep's {name} cannot be made: {why}", file=sys.stderr)
-        if lost:
-            raise SystemExit(1)
-
     def report(self) -> None:
         """Say what came out.
 
@@ -269,6 +240,41 @@ class Sweep:
             raise SystemExit(1)
 
 
+def finish(folder: Path) -> None:
+    """Make a sweep's table, sheets and report.
+
+    Raises:
+        SystemExit: one of them cannot be made, with status 1: Hydra would make a warning of any other error, and
+            the sweep would end as if all was well.
+    """
+    from training.sheets import draw_sheets  # here, because matplotlib takes a while to import
+
+    lost = False
+    for name, make in (("table", write_table), ("sheets", draw_sheets), ("report", write_sweep_report)):
+        try:
+            make(folder)
+        except Exception as error:  # the others are made
+            lost, why = True, str(error) if isinstance(error, (OSError, *EXPECTED)) else repr(error)
+            print(f"all runs have ended, but the sweep's {name} cannot be made: {why}", file=sys.stderr)
+    if lost:
+        raise SystemExit(1)
+
+
+def _wait_for_others(folder: Path) -> None:
+    """Return when no other process is at work in `folder`: a worker may have outlived the sweep that it was of.
+
+    One that has yet to open the folder is not seen: then the later of the two fails.
+    """
+    if os.name != "posix":
+        return  # elsewhere a folder cannot be opened
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with locked(handle, wait=True):
+            pass
+    finally:
+        os.close(handle)
+
+
 def belongs_to_sweep(key: str) -> bool:
     """Whether a setting of Hydra's says what is searched, and what the runs' folders are called.
 
@@ -279,9 +285,14 @@ def belongs_to_sweep(key: str) -> bool:
 
 
 def _foreign(override: Override) -> bool:
-    """Whether it could make Hydra build or run something, rather than choose a setting."""
+    """Whether it could make Hydra build or run something, rather than choose a setting.
+
+    What a run builds is checked with its other settings.
+    """
     key, line = override.key_or_group, override.input_line
-    if key.startswith("hydra") and (not belongs_to_sweep(key) or (key.startswith("hydra.sweeper") and "{" in line)):
+    if not key.startswith("hydra"):
+        return False
+    if not belongs_to_sweep(key) or (key.startswith("hydra.sweeper") and "{" in line):
         return True
     return any(word in line for word in FOREIGN)
 
@@ -292,8 +303,11 @@ def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]
     Args:
         search: the values are not combined, but searched among: one at a time beside the first of the others then.
             Of an interval, its ends stand for all in it.
+
+    Raises:
+        ArgumentError: an override sweeps over nothing.
     """
-    values = [values_of(override) for override in overrides]
+    values = [_values_of(override) for override in overrides]
     if not search:
         yield from (list(choice) for choice in itertools.product(*values))
         return
@@ -303,12 +317,18 @@ def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]
         yield from ([*first[:index], value, *first[index + 1 :]] for value in choices[1:])
 
 
-def values_of(override: Override) -> list[str]:
+def _values_of(override: Override) -> list[str]:
     """What an override sweeps over, each value an override of its own; of an interval its ends."""
     key = override.get_key_element()
     if override.is_interval_sweep():
         interval = override.value()
         return [f"{key}={interval.start}", f"{key}={interval.end}"]
-    if override.is_sweep_override():
-        return [f"{key}={value}" for value in override.sweep_string_iterator()]
-    return [override.input_line]
+    if not override.is_sweep_override():
+        return [override.input_line]
+    try:
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except (ValueError, HydraException):  # a range in steps of zero; a glob of what is no group
+        values = []
+    if not values:
+        raise ArgumentError(override.key_or_group, "one value or more", repr(override.input_line))
+    return values
