@@ -8,6 +8,7 @@ if __name__ == "__main__":
     exit_quietly()  # on a signal while all the rest is imported
 
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from torch import Tensor
 from arguments import ArgumentError, Range
 from atomic import write_atomically
 from datasets.point_table import PointTable
-from datasets.target import midpoints
+from datasets.target import Window, midpoints
 from plots.samples import draw_samples
 from training import evaluation
 from training.command_line import command
@@ -54,8 +55,10 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
     if settings.run is None:
         raise ArgumentError("run", "a folder written by train.py", "none")
     points = None if settings.points is None else _read_points(settings.points)
-    run = load_run(Path(settings.run), "run", choose_device(settings.device))
-    out = Path(settings.run if settings.out is None else settings.out)
+    run = load_run(Path(os.path.expanduser(settings.run)), choose_device(settings.device))
+    out = run.folder if settings.out is None else Path(os.path.expanduser(settings.out))
+    needs_window = points is None or settings.grid is not None
+    window = run.window if needs_window else None  # before anything is written: it may be damaged
     if points is not None:
         log_q = _log_prob(run, points)
         if len(bad := np.nonzero(np.isnan(log_q))[0]):
@@ -68,10 +71,10 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
             _write(out / f"points_log_prob.{settings.format}", log_q, "log_prob")
             written.append(f"points_log_prob.{settings.format}")
         if settings.grid is not None:
-            _write_grid(out / "density.npz", run, settings.grid)
+            _write_grid(out / "density.npz", run, window, settings.grid)
             written.append("density.npz")
         if points is None and settings.grid is None:
-            _write_samples(out, run, settings)
+            _write_samples(out, run, window, settings)
             written += [f"samples.{settings.format}", f"log_prob.{settings.format}", "samples.png"]
     except OSError as error:
         raise ArgumentError("out", "a folder that can be written", f"'{out}': {error.strerror}") from error
@@ -85,17 +88,17 @@ def _read_points(path: str) -> Tensor:
         raise ArgumentError("points", error.accepts, error.got) from None
 
 
-def _write_samples(out: Path, run: LoadedRun, settings: Settings) -> None:
+def _write_samples(out: Path, run: LoadedRun, window: Window, settings: Settings) -> None:
     samples = evaluation.sample(run.flow, settings.n, torch.Generator().manual_seed(settings.seed))
     x, log_q = samples.cpu().numpy(), _log_prob(run, samples)
     _write(out / f"samples.{settings.format}", x, "x,y")
     _write(out / f"log_prob.{settings.format}", log_q, "log_prob")
-    draw_samples(out / "samples.png", x, log_q, run.window, f"{settings.n:,} samples of {run.title}")
+    draw_samples(out / "samples.png", x, log_q, window, f"{settings.n:,} samples of {run.title}")
 
 
-def _write_grid(path: Path, run: LoadedRun, side: int) -> None:
+def _write_grid(path: Path, run: LoadedRun, window: Window, side: int) -> None:
     """Write the midpoints of cells over the window, x and y, shapes (side,), and log_prob[y, x], shape (side, side)."""
-    points = midpoints(run.window, side)
+    points = midpoints(window, side)
     grid, log_q = points.view(side, side, 2).numpy(), _log_prob(run, points).reshape(side, side)
     buffer = io.BytesIO()
     np.savez(buffer, x=grid[0, :, 0], y=grid[:, 0, 1], log_prob=log_q)

@@ -16,8 +16,8 @@ from typing import Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from benchmarks.measurement import arguments, print_table, write_json
+from training.defaults import CONFIGS
 
-PROJECT = Path(__file__).resolve().parent.parent
 BEGAN = "BENCHMARK_BEGAN"  # environment: when the process was started
 
 
@@ -77,7 +77,7 @@ def main() -> None:
                 *options.overrides,
             ],
             check=True,
-            env={**os.environ, "PYTHONPATH": str(PROJECT), BEGAN: str(time.time())},
+            env={**os.environ, "PYTHONPATH": str(CONFIGS.parent), BEGAN: str(time.time())},
         )
         seconds = json.loads(report.read_text(encoding="utf-8"))
     total = seconds.pop("all")

@@ -29,10 +29,10 @@ from datasets import TargetDensity
 from plots.figure import new_figure, pixels, write_png
 from training.batches import stratified
 from training.configuration import build
+from training.defaults import CONFIGS
 from training.evaluation import log_prob
 from training.learner import Learner
 
-PROJECT = Path(__file__).resolve().parent.parent
 DENSITIES = ("moons", "circles", "rings", "checkerboard", "8gaussians")
 CHUNK = 4096
 EPOCH = 100  # batches drawn at a time
@@ -63,7 +63,7 @@ def fresh(target: TargetDensity, size: int, evenly: bool = False) -> Iterator[Te
 
 
 def config_of(data: str) -> DictConfig:
-    with hydra.initialize_config_dir(str(PROJECT / "configs"), version_base="1.3"):
+    with hydra.initialize_config_dir(str(CONFIGS), version_base="1.3"):
         return hydra.compose("train", [f"experiment={data}_fast"])
 
 

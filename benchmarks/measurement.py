@@ -24,6 +24,9 @@ __all__ = ["Timing", "arguments", "interleaved", "print_table", "ratio", "write_
 PAUSE = 0.02
 """Seconds before a turn: OpenMP's threads spin for some milliseconds after their work."""
 
+WARM_UP = 3
+"""Rounds that are not timed, before those that are."""
+
 PACKAGES = ("torch", "numpy", "normflows", "torchflows", "zuko")
 
 
@@ -45,8 +48,8 @@ def ratio(slow: Timing, fast: Timing) -> tuple[float, float, float]:
     return middle, low, high
 
 
-def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_up: int = 3) -> dict[str, Timing]:
-    """Time each contestant once a round, A B C A B C ..., on the CPU or on CUDA.
+def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
+    """Time each contestant once a round, A B C A B C ..., on the CPU.
 
     A turn is a pause, then the work twice, timed the second time, as in a loop that does nothing else: the threads that
     the contestant before has left spinning are asleep, and its own data are in the cache.
@@ -54,19 +57,15 @@ def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int, warm_
     Args:
         contestants: a name and what to time.
         rounds: how often.
-        warm_up: rounds before, not timed.
     """
-    synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in tqdm(range(warm_up + rounds), unit="round", leave=False, disable=None):
+    for number in tqdm(range(WARM_UP + rounds), unit="round", leave=False, disable=None):
         for name, work in contestants.items():
             time.sleep(PAUSE)
             work()
-            synchronize()
             began = time.perf_counter()
             work()
-            synchronize()
-            if number >= warm_up:
+            if number >= WARM_UP:
                 seconds[name].append(time.perf_counter() - began)
     return {name: Timing(tuple(values)) for name, values in seconds.items()}
 
@@ -103,7 +102,6 @@ def write_json(path: Path, threads: int, results: Any) -> None:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "python": platform.python_version(),
         "versions": versions,
         "results": results,

@@ -6,6 +6,7 @@ since they are set to zero in place, as in training. Compiled code works in abou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -82,11 +83,11 @@ def main() -> None:
     contestants: dict[str, Callable[[int, int, int], Callable[[], Tensor]]] = {}
     for jacobian in ("dense", "vjp"):
         for name, (gradient, memory) in OURS.items():
-            contestants[f"{jacobian}, {name}"] = lambda d, blocks, terms, g=gradient, m=memory, j=jacobian: ours(
-                d, blocks, terms, g, m, j, options.plain
+            contestants[f"{jacobian}, {name}"] = functools.partial(
+                ours, gradient=gradient, memory=memory, jacobian=jacobian, plain=options.plain
             )
     for name, reduce_memory in NORMFLOWS.items():
-        contestants[name] = lambda d, blocks, terms, r=reduce_memory: theirs(d, blocks, terms, r)
+        contestants[name] = functools.partial(theirs, reduce_memory=reduce_memory)
 
     results = []
     for d in options.dimensions:

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.override_parser.types import Quote, QuotedString
+
+from training.defaults import CONFIGS
 from training.run_folder import load_metrics, load_summary
 
 __all__ = ["digest", "run"]
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 def digest(overrides: Sequence[str]) -> str:
@@ -31,8 +32,9 @@ def run(parent: Path, name: str, overrides: Sequence[str]) -> tuple[list[dict[st
     folder = parent / f"{name}-{digest(overrides)}"
     if not (folder / "summary.json").exists():
         shutil.rmtree(folder, ignore_errors=True)
+        where = f"hydra.run.dir={QuotedString(str(folder), Quote.single).with_quotes()}"
         subprocess.run(
-            [sys.executable, str(PROJECT / "train.py"), "trainer.plots=false", f"hydra.run.dir={folder}", *overrides],
+            [sys.executable, str(CONFIGS.parent / "train.py"), "trainer.plots=false", where, *overrides],
             check=True,
             stdout=subprocess.DEVNULL,
         )

@@ -19,6 +19,7 @@ from training.optimizers import adam
 
 SIZES = ("8x32", "16x64", "16x128", "32x128")
 BATCHES = (512, 4096)
+TOGETHER = 64  # batches that are drawn at once, as the trainer does, for all alike
 
 # What is compared with what. Each of ours stands beside the setting of normflows that computes the same.
 OURS: dict[str, tuple[LogDetEstimator, str]] = {
@@ -34,10 +35,10 @@ NORMFLOWS = {
 }
 
 
-def batches(size: int, together: int = 64) -> Iterator[Tensor]:
-    """Batches of data, many drawn at once as the trainer does, for all alike."""
+def batches(size: int) -> Iterator[Tensor]:
+    """Batches of data."""
     while True:
-        yield from Moons().sample(together * size).split(size)
+        yield from Moons().sample(TOGETHER * size).split(size)
 
 
 def our_step(

@@ -73,9 +73,7 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
         )
     parts.append(f'<path class="axis" d="M{LEFT} {HEIGHT - BOTTOM}H{WIDTH - RIGHT}"/>')
     middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(
-        f'<text class="label" x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>'
-    )
+    parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>')
     for line, found in lines:
         kind = "line dot" if len(found) == 1 else "line"
         found = found * 2 if len(found) == 1 else found  # a line of one point would not be drawn

@@ -6,15 +6,17 @@ import base64
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 __all__ = ["embedded", "page", "picture", "table", "tiles"]
 
 TYPES = {".gif": "image/gif", ".png": "image/png"}
+MOST_EMBEDDED = 2**24  # bytes of a picture: an animation of a thousand epochs
 FOLDER = Path(__file__).resolve().parent
 
 
 def page(title: str, subtitle: str, body: Sequence[str]) -> str:
-    """A whole document that loads nothing."""
+    """A whole document that loads nothing, but for what `picture` has left beside it."""
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -32,11 +34,15 @@ def embedded(data: bytes, suffix: str) -> str:
 
 
 def picture(path: Path, caption: str, wide: bool = False) -> str:
-    """A figure with the picture in it; nothing where there is no such file."""
+    """A figure with the picture in it, if it is not too large: then it stays a file, which has to lie beside the page.
+
+    Nothing where there is no such file.
+    """
     if not path.exists():
         return ""
-    source, kind = embedded(path.read_bytes(), path.suffix), ' class="wide"' if wide else ""
-    text = html.escape(caption)
+    is_large = path.stat().st_size > MOST_EMBEDDED
+    source = quote(path.name) if is_large else embedded(path.read_bytes(), path.suffix)
+    kind, text = ' class="wide"' if wide else "", html.escape(caption)
     return f'<figure{kind}><figcaption>{text}</figcaption><img alt="{text}" src="{source}"></figure>'
 
 

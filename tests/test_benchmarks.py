@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from PIL import Image
 
 from benchmarks import equal_time, flows, runs
@@ -118,7 +119,8 @@ class TestRun:
         trained = []
 
         def train(command: list[str], **options: Any) -> None:
-            (folder,) = (Path(item.partition("=")[2]) for item in command if item.startswith("hydra.run.dir="))
+            (typed,) = OverridesParser.create().parse_overrides([item for item in command if "hydra.run.dir" in item])
+            folder = Path(str(typed.value()))
             folder.mkdir()  # which refuses, as train.py does, where there is one
             (folder / "config.yaml").touch()
             trained.append(command)
@@ -128,14 +130,16 @@ class TestRun:
             (folder / "summary.json").write_text(json.dumps({"kl": len(trained)}))
 
         monkeypatch.setattr(runs.subprocess, "run", train)
+        runs_folder = tmp_path / "it's (one), a=b"
+        runs_folder.mkdir()
         with pytest.raises(KeyboardInterrupt):
-            runs.run(tmp_path, "a", ["flow=iresnet"])
-        rows, summary = runs.run(tmp_path, "a", ["flow=iresnet"])
+            runs.run(runs_folder, "a", ["flow=iresnet"])
+        rows, summary = runs.run(runs_folder, "a", ["flow=iresnet"])
         assert rows[0] == {"epoch": 1.0, "kl": 0.5}
         assert math.isnan(rows[1]["kl"])
-        assert summary == runs.run(tmp_path, "a", ["flow=iresnet"])[1] == {"kl": 2}
-        assert runs.run(tmp_path, "a", ["flow=iresnet", "seed=1"])[1] == {"kl": 3}
-        assert len(list(tmp_path.iterdir())) == 2
+        assert summary == runs.run(runs_folder, "a", ["flow=iresnet"])[1] == {"kl": 2}
+        assert runs.run(runs_folder, "a", ["flow=iresnet", "seed=1"])[1] == {"kl": 3}
+        assert len(list(runs_folder.iterdir())) == 2
 
 
 def test_the_readmes_table_is_that_of_its_record(

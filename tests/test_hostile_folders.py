@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ import yaml
 from arguments import ArgumentError
 from tests.conftest import PROJECT, TINY, Result
 from training.checkpoint import load_checkpoint
+from training.density_grid import load_target
 
 Run = Callable[..., Result]
 
@@ -96,11 +98,42 @@ def test_a_path_that_cannot_be_asked_for_is_one_line(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_window_that_cannot_be_read_is_one_line(run: Run, folder: Path) -> None:
-    (folder / "densities" / "target.npz").write_bytes(b"PK\x03\x04 cut")
-    result = run("sample", f"run={folder}")
-    assert (result.status, result.err.count("\n")) == (2, 1)
+@pytest.mark.parametrize("asked_for", ["n=10", "points=my.csv grid=5"])
+@pytest.mark.parametrize("damage", ["cut", "changed", "a folder"])
+def test_a_window_that_cannot_be_read_is_one_line_and_nothing_is_written(
+    run: Run, folder: Path, damage: str, asked_for: str
+) -> None:
+    Path("my.csv").write_text("1,2\n3,4\n")
+    path = folder / "densities" / "target.npz"
+    if damage == "cut":
+        path.write_bytes(b"PK\x03\x04 cut")
+    elif damage == "changed":
+        content = bytearray(path.read_bytes())
+        content[30 + sum(struct.unpack_from("<2H", content, 26))] = 0xFF  # the first byte of what zlib reads
+        path.write_bytes(content)
+    else:
+        path.unlink()
+        path.mkdir()
+    result = run("sample", f"run={folder}", "out=new", *asked_for.split())
+    assert (result.status, result.err.count("\n")) == (2, 1), result.err
     assert result.err.startswith("sample.py: run accepts a folder whose files are all of one run")
+    assert f"{path} cannot be read: " in result.err
+    assert not Path("new").exists()
+
+
+def test_a_target_cut_anywhere_or_with_a_bit_changed_is_refused_by_its_name(folder: Path) -> None:
+    path, chance = folder / "densities" / "target.npz", random.Random(0)
+    whole, refused = path.read_bytes(), []
+    for attempt in range(200):
+        damaged = bytearray(whole)
+        damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+        path.write_bytes(damaged if attempt % 2 else whole[: chance.randrange(len(whole))])
+        try:
+            load_target(folder)
+        except ValueError as error:
+            refused.append(str(error))
+    assert all(reason.startswith(f"{path} cannot be read: ") for reason in refused)
+    assert len(refused) > 180  # the others are of what says nothing, such as the time of writing
 
 
 def leaves(node: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

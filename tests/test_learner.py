@@ -16,6 +16,7 @@ from flows.estimators import Exact, LogDetEstimator, RussianRoulette, Truncated
 from flows.idensenet import IDenseNet
 from flows.implicit_flow import ImplicitFlow
 from flows.residual_flow import FlowOfBlocks
+from training import evaluation
 from training.evaluation import HeldOut, evaluate
 from training.learner import Learner
 from training.optimizers import adam, muon
@@ -228,6 +229,16 @@ class TestTrainedFlow:
         # An unbiased estimator: its mean error is within its noise.
         assert abs(first.logdet_bias) < 4 * first.logdet_std / math.sqrt(len(held_out.x))
         assert first.logdet_std > 0
+
+
+def test_held_out_points_are_scored_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten million at once would take gigabytes."""
+    sizes, log_prob = [], Moons.log_prob
+    monkeypatch.setattr(evaluation, "CHUNK", 400)
+    monkeypatch.setattr(Moons, "log_prob", lambda self, x: sizes.append(len(x)) or log_prob(self, x))
+    held_out = HeldOut.draw(Moons(), 1000, torch.Generator().manual_seed(0), torch.device("cpu"))
+    assert sizes[:3] == [400, 400, 200]
+    torch.testing.assert_close(held_out.log_prob, log_prob(Moons(), held_out.x.double()))
 
 
 @pytest.mark.parametrize("seconds", [0.1, 1.0, 5.0])

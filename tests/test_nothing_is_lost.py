@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -25,7 +26,7 @@ from tests.conftest import PROJECT, TINY, Result, start
 from training import trainer
 from training.checkpoint import load_checkpoint
 from training.evaluation import log_prob
-from training.interruption import Interrupted, Interruption
+from training.interruption import Interrupted, Interruption, terminate
 from training.learner import Learner
 from training.run_folder import load_run
 from training.trainer import Trainer
@@ -154,23 +155,42 @@ def test_a_second_signal_acts_at_once() -> None:
         signal.signal(signal.SIGINT, before)
 
 
-def test_an_error_does_not_swallow_a_signal() -> None:
-    """Or a sweep would go on with its next run, though it was told to stop."""
+@pytest.mark.parametrize("fails", [True, False])
+def test_no_signal_is_swallowed(fails: bool) -> None:
+    """Neither by an error nor at the end: or a sweep would go on with its next run, though it was told to stop."""
     stopped = []
-
-    def be_told_and_fail() -> None:
-        with Interruption():
-            signal.raise_signal(signal.SIGTERM)
-            assert stopped == []
-            raise ValueError("of the run")
-
     before = signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
     try:
-        with pytest.raises(ValueError, match="of the run"):
-            be_told_and_fail()
+        with contextlib.suppress(ValueError), Interruption():
+            signal.raise_signal(signal.SIGTERM)
+            assert stopped == []
+            if fails:
+                raise ValueError("of the run")
     finally:
         signal.signal(signal.SIGTERM, before)
     assert stopped == [signal.SIGTERM]
+
+
+def test_a_signal_that_comes_while_others_are_yet_to_be_caught_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, plain = [], signal.signal
+
+    def install_and_be_told(number: int, handler: Callable) -> object:
+        before = plain(number, handler)
+        if not told:
+            told.append("once")
+            signal.raise_signal(number)
+        return before
+
+    before = {number: plain(number, lambda *_: told.append("at the end")) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        monkeypatch.setattr(signal, "signal", install_and_be_told)
+        with Interruption() as interruption:
+            assert interruption.number == signal.SIGINT
+            assert told == ["once"]
+        assert told == ["once", "at the end"]
+    finally:
+        for number, handler in before.items():
+            plain(number, handler)
 
 
 def path_of(handle: int) -> Path:
@@ -249,6 +269,7 @@ def test_a_run_that_is_out_of_time_at_once_is_finished(run: Run, tmp_path: Path)
     settings = (*TINY, "trainer.plots=false", "trainer.max_seconds=1e-9")
     first = run("train", *settings, folder=tmp_path / "run")
     assert first.summary["steps"] == 0
+    assert first.summary["lipschitz_in_training"] is None
     result = run("train", f"resume={tmp_path}/run")
     assert "this run is finished and stays as it is: to train longer, raise trainer.max_seconds=1e-09" in result.out
 
@@ -316,15 +337,23 @@ def test_a_run_that_is_to_end_where_it_was_stopped_has_a_row_of_that(
 
 def test_a_signal_that_was_to_be_ignored_is() -> None:
     """As Ctrl-C by what a script leaves in the background."""
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
+
+    def be_told_twice() -> None:
         with Interruption() as interruption:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.number == signal.SIGTERM
+            signal.raise_signal(signal.SIGINT)
+            assert interruption.number is None
+            signal.raise_signal(signal.SIGTERM)
+            assert interruption.number == signal.SIGTERM
+
+    ways = {signal.SIGINT: signal.SIG_IGN, signal.SIGTERM: terminate}
+    before = {number: signal.signal(number, handler) for number, handler in ways.items()}
+    try:
+        with pytest.raises(Interrupted):
+            be_told_twice()
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def test_a_refused_resume_changes_nothing(run: Run, whole: Result) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -10,11 +11,13 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
-from reports.chart import HEIGHT, WIDTH, Series, chart, swatch
-from tests.conftest import TINY, Result, composed
+from reports.chart import COLORS, HEIGHT, WIDTH, Series, chart, swatch
+from reports.page import picture
+from tests.conftest import PROJECT, TINY, Result, composed
 from training import defaults
 from training.configuration import load_config
 from training.defaults import changed_settings
@@ -89,6 +92,39 @@ class TestChart:
 
     def test_names_are_text(self) -> None:
         assert "<b>" not in chart("<b>", "step", [Series('<b>"', 0, [1, 2], [1.0, 2.0])])
+
+
+# What a deuteranope sees, of linear red, green and blue (Machado, Oliveira and Fernandes 2009); and to X, Y and Z.
+DEUTERANOPE = [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+TO_XYZ = [[0.4339, 0.3762, 0.1899], [0.2126, 0.7152, 0.0722], [0.0177, 0.1095, 0.8728]]  # white is 1, 1, 1
+
+
+def lab_of_a_deuteranope(color: str) -> np.ndarray:
+    """L, a and b (CIE 1976) of what is seen of `#rrggbb`."""
+    rgb = np.array([int(color[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    xyz = np.array(TO_XYZ) @ (np.array(DEUTERANOPE) @ linear).clip(0, 1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("schemes", [1, 2], ids=["light", "dark"])
+def test_a_deuteranope_tells_the_first_lines_apart(schemes: int) -> None:
+    style = (PROJECT / "reports" / "style.css").read_text()
+    found = {}
+    for scheme in style.split("@media (prefers-color-scheme: dark)", 1)[:schemes]:
+        found |= dict(re.findall(r"--(c\d|text): ([^;]+);", scheme))
+    colors = [found[f"c{index}"] for index in range(COLORS)]
+    seen = [lab_of_a_deuteranope(found["text"] if color == "var(--text)" else color) for color in colors]
+    for (a, one), (b, other) in itertools.combinations(enumerate(seen), 2):
+        assert np.linalg.norm(one - other) > 13, (a, b)
+
+
+def test_a_picture_too_large_to_be_embedded_stays_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a b.gif").write_bytes(b"GIF89a")
+    assert 'src="data:image/gif;base64,R0lGODlh"' in picture(tmp_path / "a b.gif", "a")
+    monkeypatch.setattr("reports.page.MOST_EMBEDDED", 5)
+    assert 'src="a%20b.gif"' in picture(tmp_path / "a b.gif", "a")
 
 
 def test_changed_settings_are_those_that_differ_from_what_was_chosen(

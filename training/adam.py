@@ -28,15 +28,13 @@ class Adam(Optimizer):
 
     def initial_state(self, parameter: Tensor) -> dict[str, Tensor]:
         return {
-            "step": torch.zeros((), device=parameter.device if _is_fused(parameter) else "cpu"),
+            "step": torch.zeros((), device=parameter.device),
             "exp_avg": torch.zeros_like(parameter, requires_grad=False),
             "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
         }
 
     @torch.no_grad()
     def step(self) -> None:
-        if not self.parameters:  # all frozen
-            return
         averages, squares, steps = ([kept[name] for kept in self.state] for name in ("exp_avg", "exp_avg_sq", "step"))
         adam(
             self.parameters,
@@ -45,8 +43,7 @@ class Adam(Optimizer):
             squares,
             [],
             steps,
-            fused=_is_fused(self.parameters[0]),
-            capturable=self.parameters[0].is_cuda,
+            fused=True,  # one kernel for all parameters
             amsgrad=False,
             beta1=self.beta1,
             beta2=self.beta2,
@@ -55,8 +52,3 @@ class Adam(Optimizer):
             eps=1e-8,
             maximize=False,
         )
-
-
-def _is_fused(parameter: Tensor) -> bool:
-    """Whether there is one kernel for all parameters."""
-    return parameter.device.type in ("cpu", "cuda", "mps")

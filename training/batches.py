@@ -19,7 +19,8 @@ def stratified(x: Tensor, batch_size: int, generator: torch.Generator | None = N
     than over independent points (Cochran 1977, Sampling Techniques, section 5.6).
 
     Returns:
-        Shape (n // batch_size, batch_size, 2): every point once, a batch in the order of the strata.
+        Shape (n // batch_size, batch_size, 2): every point once, a batch in the order of the strata. Which batch a
+        point is dealt to is by chance, so the first few will do; a single one of all is as even as `x` is.
     """
     batches = len(x) // batch_size
     order = hilbert_index(x).argsort(stable=True).view(batch_size, batches)

@@ -13,6 +13,7 @@ import torch
 
 from arguments import ArgumentError
 from atomic import write_atomically
+from training.diagnosis import first_line
 
 __all__ = ["belonging_together", "load_checkpoint", "save_checkpoint"]
 
@@ -46,8 +47,7 @@ def load_checkpoint(folder: Path, setting: str) -> dict[str, Any]:
         data.seek(0)
         state = torch.load(data, map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that anyone may have written, the readers raise whatever they meet
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArgumentError(setting, accepts, f"{str(path)!r}, which cannot be read: {reason}") from error
+        raise ArgumentError(setting, accepts, f"{str(path)!r}, which cannot be read: {first_line(error)}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise ArgumentError(setting, accepts, f"{str(path)!r}, which is not a checkpoint of format {FORMAT}")
     return state
@@ -58,7 +58,6 @@ def belonging_together(folder: Path, setting: str) -> Iterator[None]:
     """Turn what fails inside, on a checkpoint that is not of the configuration beside it, into an ArgumentError."""
     try:
         yield
-    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, AttributeError) as error:
         accepts = "a folder whose files are all of one run, as train.py left them"
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error
+        raise ArgumentError(setting, accepts, f"{str(folder)!r}: {first_line(error)}") from error

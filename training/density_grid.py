@@ -14,6 +14,7 @@ from atomic import write_atomically
 from datasets import Target
 from datasets.target import Window, midpoints
 from flows import Flow
+from training.diagnosis import first_line
 from training.evaluation import log_prob
 
 __all__ = [
@@ -67,13 +68,20 @@ def save_target(run: Path, grid: DensityGrid) -> None:
 
 
 def load_target(run: Path) -> DrawnTarget | None:
-    """What `save_target` kept; None where the run ended before."""
+    """What `save_target` kept; None where the run ended before.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    path = run / TARGET
     try:
-        with np.load(run / TARGET) as file:
+        with np.load(path) as file:
             horizontal, vertical = (tuple(ends) for ends in file["window"].tolist())
             return DrawnTarget(str(file["name"]), file["density"], (horizontal, vertical))
     except FileNotFoundError:
         return None
+    except Exception as error:  # on bytes that anyone may have written, the readers raise whatever they meet
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def save_density(run: Path, epoch: int, density: np.ndarray) -> None:

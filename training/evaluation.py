@@ -39,7 +39,8 @@ class HeldOut:
         x = target.hold_out(n, generator)
         if not isinstance(target, TargetDensity):
             return cls(x.to(device), None, None)
-        return cls(x.to(device), target.log_prob(x.double()), target.entropy)
+        log_p = torch.cat([target.log_prob(part.double()) for part in in_passes("scoring", x, CHUNK)])
+        return cls(x.to(device), log_p, target.entropy)
 
     def part(self) -> HeldOut:
         """A tenth of them, for the evaluation after each epoch; of one's own points, which are few, 1000 at least."""

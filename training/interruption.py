@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 __all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly", "stop_signals"]
 
@@ -26,7 +27,7 @@ def exit_as_ever() -> None:
             signal.signal(number, handler)
 
 
-def terminate(number: int, frame: FrameType | None) -> None:
+def terminate(number: int, frame: FrameType | None) -> NoReturn:
     """What SIGTERM does where no run notes it, or the second time."""
     raise Interrupted(number, "stopped")
 
@@ -54,14 +55,17 @@ class Interrupted(SystemExit):
 class Interruption:
     """While entered, the signals of `stop_signals` only set `number`; a second one acts at once, as ever.
 
-    Where an error ends it, a sweep or a launcher still has its signal.
+    One that comes after the last look at `number` acts at the end. Where an error ends it, a sweep or a launcher still
+    has its signal.
     """
 
     def __init__(self) -> None:
         self.number: int | None = None
 
     def __enter__(self) -> Interruption:
-        self._previous = {number: signal.signal(number, self._note) for number in stop_signals()}
+        self._previous = {number: signal.getsignal(number) for number in stop_signals()}  # all, before one is noted
+        for number in self._previous:
+            signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -70,8 +74,9 @@ class Interruption:
         self._restore()
         handler = self._previous.get(self.number)
         of_others = callable(handler) and handler not in (signal.default_int_handler, terminate)
-        if isinstance(error, Exception) and of_others:
-            signal.raise_signal(self.number)  # a sweep's, or a launcher's: the error must not swallow the signal
+        unseen = error is None and self.number is not None
+        if unseen or (isinstance(error, Exception) and of_others):
+            signal.raise_signal(self.number)  # or a sweep would go on with its next run, and a launcher not queue this
 
     def hand_on(self) -> None:
         """Let a launcher have its signal, now that all is saved."""

@@ -66,10 +66,11 @@ def write_run_report(run: Path) -> None:
         picture(figure_path(run, summary["epochs"]), "the last epoch, measured on fewer points", wide=True),
         "</div>",
         *_curves([(0, "", load_metrics(run))]),
-        *_settings(config, summary),
+        *_settings_table("Settings that differ from the defaults", changed_settings(config)),
+        *_versions({key: summary.get(key) for key in VERSIONS}),
     ]
     title = f"{summary['flow']} on {summary['data']}, seed {summary['seed']}"
-    _write(run, page(title, str(run), [part for part in body if part]))
+    _write(run, page(title, str(run), body))
 
 
 def write_sweep_report(sweep: Path) -> None:
@@ -139,14 +140,11 @@ def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, st
         if (row.folder / "report.html").exists():
             run = f'<a href="{quote(row.folder.relative_to(sweep).as_posix())}/report.html">{run}</a>'
         figures = row.figures
-        kl = f"{figures['kl']:.4f} ± {figures['kl_stderr']:.4f}" if figures.get("kl") is not None else ""
-        cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]
-        cells += [_cell(kl, figures.get("kl")), *(f"<td>{html.escape(told[key])}</td>" for key in keys)]
-        texts = {key: _short(figures.get(key)) for key in SHOWN}
-        if figures and row.measure == "nll":
-            texts["nll"] = f"{figures['nll']:.4f} ± {figures['nll_stderr']:.4f}"
+        texts = {"kl": "", **{key: _short(figures.get(key)) for key in SHOWN}, row.measure: row.merit_in_words}
         if figures:
             texts["seconds"] = f"{figures['seconds']:.0f}"
+        cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]
+        cells += [_cell(texts["kl"], figures.get("kl")), *(f"<td>{html.escape(told[key])}</td>" for key in keys)]
         cells += [_cell(texts[key], figures.get(key)) for key in SHOWN]
         if failed:
             cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
@@ -167,13 +165,6 @@ def _thumbnail(run: Path) -> str:
 
     data = thumbnail(run)
     return f'<img alt="learned density" src="{embedded(data, ".png")}">' if data is not None else ""
-
-
-def _settings(config: DictConfig, summary: dict[str, Any]) -> list[str]:
-    return [
-        *_settings_table("Settings that differ from the defaults", changed_settings(config)),
-        *_versions({key: summary.get(key) for key in VERSIONS}),
-    ]
 
 
 def _changed_in_all(configs: list[DictConfig]) -> dict[str, tuple[Any, Any]]:
@@ -198,10 +189,9 @@ def _versions(found: dict[str, Any]) -> list[str]:
     return ["<h2>Versions</h2>", table(["", ""], [[key, _plain(value)] for key, value in found.items()])]
 
 
-def _common(values: Iterable[Any]) -> Any:
+def _common(values: Iterable[Any]) -> str:
     """The value, if it is one for all; otherwise all of them."""
-    distinct = dict.fromkeys(map(_plain, values))
-    return ", ".join(distinct)
+    return ", ".join(dict.fromkeys(map(_plain, values)))
 
 
 def _plain(value: Any) -> str:

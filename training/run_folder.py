@@ -35,7 +35,7 @@ from flows.standardize import Standardize
 from training.checkpoint import belonging_together, load_checkpoint
 from training.configuration import build_flow, check_config, load_config
 from training.density_grid import load_target
-from training.diagnosis import ContractionError, NonFiniteError
+from training.diagnosis import ContractionError, NonFiniteError, first_not_finite
 
 __all__ = [
     "STOPPED",
@@ -168,34 +168,38 @@ class LoadedRun:
 
     @property
     def window(self) -> Window:
-        """The rectangle that the run's density was drawn in; where that is not kept, one about its samples."""
+        """The rectangle that the run's density was drawn in; where that is not kept, one about its samples.
+
+        Raises:
+            ArgumentError: names `run`: what is kept cannot be read.
+        """
         with belonging_together(self.folder, "run"):
             if (drawn := load_target(self.folder)) is not None:
                 return drawn.window
         return window_of(self.flow.sample(10_000, torch.Generator().manual_seed(0)).cpu())
 
 
-def load_run(folder: Path, setting: str = "run", device: torch.device | None = None) -> LoadedRun:
+def load_run(folder: Path, device: torch.device | None = None) -> LoadedRun:
     """Load the flow of a run folder, ready for `flow.log_prob(x)` and `flow.sample(n)`, and certified.
 
     At any moment of the run, also while it trains: a checkpoint is of a step, whose spectral norms are made exact here.
 
     Args:
         folder: what train.py wrote.
-        setting: the name to blame in errors.
         device: where to put the flow, if float64 is there; None for the CPU.
 
     Raises:
-        ArgumentError: `folder` is no run folder, or its checkpoint is not of this configuration, or not certified.
+        ArgumentError: names `run`: `folder` is no run folder, or its checkpoint is not of this configuration, or not
+            certified.
     """
-    config = load_config(folder, setting)
+    config = load_config(folder, "run")
     check_config(config)
-    state = load_checkpoint(folder, setting)
+    state = load_checkpoint(folder, "run")
     flow = build_flow(config, stored=True)
-    with belonging_together(folder, setting):
+    with belonging_together(folder, "run"):
         flow.load_state_dict(state["learner"]["average"])
-        if not all(torch.isfinite(tensor).all() for tensor in (*flow.parameters(), *flow.buffers())):
-            raise ValueError("weights that are not finite")
+        if name := first_not_finite([*flow.named_parameters(), *flow.named_buffers()]):
+            raise ValueError(f"{name} is not finite")
         for module in flow.modules():
             if isinstance(module, Standardize) and not (module.std > 0).all():
                 raise ValueError("a standard deviation that is not above zero")

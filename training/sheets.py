@@ -65,12 +65,7 @@ def thumbnail(run: Path) -> bytes | None:
 
 def _panel(row: SweepRow, difference: dict[str, str]) -> Panel:
     words = in_words({key: value for key, value in difference.items() if key.partition(".")[0] != "data"})
-    if row.error is not None:
-        note = "failed"
-    elif row.figures:
-        note = row.headline
-    else:
-        note = "not finished"
+    note = "failed" if row.error is not None else row.headline or "not finished"
     return Panel(words, f"{row.number}: {note}", _Densities(row.folder))
 
 

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ __all__ = ["SWEEP", "SweepRow", "differences", "in_words", "read_rows", "write_t
 
 FILE = "row.json"
 SWEEP = "sweep.json"  # in the folder of a sweep: what was typed for it
+OF_EPOCHS = ("plots", "densities", "tensorboard")  # folders in a run's, of many files
 GROUPS = ("flow", "data", "estimator", "optimizer", "experiment", "trainer")
 """Settings whose values say by themselves what they are of."""
 FIRST_COLUMNS = ("kl", "kl_stderr", "nll", "lipschitz", "inverse_error", "seconds", "parameters")
@@ -61,10 +63,17 @@ class SweepRow:
         return math.isnan(self.merit), self.measure == "nll", self.merit, self.number
 
     @property
+    def merit_in_words(self) -> str:
+        """The merit with its standard error, as short as a panel is narrow; empty where the run has none."""
+        if not self.figures:
+            return ""
+        both = (self.merit, self.figures[f"{self.measure}_stderr"])
+        return " ± ".join(f"{figure:.4f}" if abs(figure) < 1000 else f"{figure:.4g}" for figure in both)
+
+    @property
     def headline(self) -> str:
-        """The merit in words, with its standard error; empty where the run has none."""
-        stderr = f"{self.measure}_stderr"
-        return f"{self.measure.upper()} {self.merit:.4f} ± {self.figures[stderr]:.4f}" if self.figures else ""
+        """The same after what it is."""
+        return f"{self.measure.upper()} {self.merit_in_words}" if self.figures else ""
 
     @classmethod
     def read(cls, folder: Path) -> SweepRow | None:
@@ -93,9 +102,14 @@ class SweepRow:
 
 def read_rows(sweep: Path) -> list[SweepRow]:
     """The rows of all runs that have begun, by number; those of sweeps in folders within are not its own."""
-    others = [path.parent for path in sweep.rglob(f"*/{SWEEP}")]
-    paths = (path for path in sweep.rglob(FILE) if not any(other in path.parents for other in others))
-    rows = (SweepRow.read(path.parent) for path in paths)
+    rows = []
+    for path, folders, files in os.walk(sweep):
+        folder = Path(path)
+        if SWEEP in files and folder != sweep:
+            folders.clear()
+        elif FILE in files:
+            rows.append(SweepRow.read(folder))
+            folders[:] = [name for name in folders if name not in OF_EPOCHS]
     return sorted((row for row in rows if row is not None), key=lambda row: row.number)
 
 

@@ -51,6 +51,8 @@ STEPS_BETWEEN_CERTIFICATES = 50
 MOST_REPAIRS = 6
 
 STEPS_AT_ONCE = 2000  # of an epoch, whose points are drawn, and made to cover the target evenly, together
+POINTS_AT_ONCE = 2**24  # at most: seconds of work, in which no signal is heard
+FEWEST_DEALT = 10  # batches that points are dealt into, used or not: one alone would be all points, even or not
 
 HELD_OUT_STREAM = 0  # training epochs use the streams 1, 2, ...
 FEWEST_POINTS_TO_INITIALIZE = 1024
@@ -67,7 +69,7 @@ class Progress:
     train_seconds: float = 0.0
     plot_seconds: float = 0.0
     loss_sum: float = 0.0  # over the epoch so far
-    lipschitz: float = 0.0  # largest constant of any block that training steps of the epoch were seen to work with
+    lipschitz: float | None = None  # largest constant of any block that steps of the epoch were seen to work with
     repairs: int = 0  # times that power iteration was found too slow, and doubled
     rows: list[dict[str, Any]] = field(default_factory=list)  # of metrics.csv
 
@@ -152,7 +154,7 @@ class Trainer:
         state = load_checkpoint(self.folder, "resume")
         with belonging_together(self.folder, "resume"):
             self.learner.load_state_dict(state["learner"])
-            if name := first_not_finite([*self.learner.flow.named_parameters()]):
+            if name := first_not_finite(self.learner.flow.named_parameters()):
                 raise ValueError(f"{name} is not finite")
             check_arguments(Progress, {key: value for key, value in state["progress"].items() if key != "rows"})
             self.progress = Progress(**state["progress"])
@@ -257,17 +259,20 @@ class Trainer:
             progress.step_in_epoch += 1
             look = progress.step_in_epoch % every == 0 or progress.step_in_epoch == self.steps_per_epoch
             if look:
-                self._check_losses(losses[-every:], batch)
+                self._take_losses(losses, batch)
             norms.append(self.learner.update(self._rate(progress.step)))
             if look:
-                self._check_gradients(norms[-every:])
+                self._check_gradients(norms)
+                norms.clear()
             if progress.step_in_epoch % STEPS_BETWEEN_CERTIFICATES == 0:
                 self._hold_contraction()
-            bar.update()
+            if bar.update() and self.max_seconds is not None:  # it was drawn; next time with what there is time for
+                in_time = round(progress.step * max(1.0, self.max_seconds / self._seconds()))
+                bar.total = min(self.epochs * self.steps_per_epoch, in_time)
             if interruption.number is not None or self._out_of_time(self._seconds()):
                 break
-        for loss in torch.stack(losses).tolist():  # one by one: the same sum wherever the epoch was stopped
-            progress.loss_sum += loss
+        if losses:  # stopped between two looks
+            self._take_losses(losses, batch)
         progress.train_seconds += time.perf_counter() - began
         progress.seconds = self._seconds()
         self._check_weights()
@@ -278,18 +283,20 @@ class Trainer:
     def _batches(self) -> Iterator[Tensor]:
         """Those that are left of the epoch, from the seed and the epoch alone: a resumed epoch has the same.
 
-        In parts of `STEPS_AT_ONCE` steps, each drawn anew. To draw is not counted as training.
+        In parts of `STEPS_AT_ONCE` steps, fewer of large batches, each drawn anew. To draw is not counted as training.
         """
         done = self.progress.step_in_epoch
-        for begin in range(0, self.steps_per_epoch, STEPS_AT_ONCE):
-            steps = min(STEPS_AT_ONCE, self.steps_per_epoch - begin)
+        at_once = min(STEPS_AT_ONCE, max(1, POINTS_AT_ONCE // self.batch_size))
+        fewest = min(FEWEST_DEALT, at_once) if self.stratified else 1
+        for begin in range(0, self.steps_per_epoch, at_once):
+            steps = min(at_once, self.steps_per_epoch - begin)
             if begin + steps <= done:
                 continue
             began = time.perf_counter()
             generator = _generator(self.seed, self.progress.epoch + 1, *([begin] if begin else []))
-            points = self.target.sample(steps * self.batch_size, generator)
+            points = self.target.sample(max(steps, fewest) * self.batch_size, generator)
             if self.stratified:
-                points = stratified(points, self.batch_size, generator)
+                points = stratified(points, self.batch_size, generator)[:steps]
             data = points.view(steps, self.batch_size, -1).to(self.device)
             self.progress.train_seconds -= time.perf_counter() - began
             yield from data[max(done - begin, 0) :]
@@ -312,7 +319,7 @@ class Trainer:
         if self.logger is not None:
             self.logger.write_epoch(self.folder, progress.rows[-1])
         progress.plot_seconds += self._seconds() - progress.seconds
-        progress.step_in_epoch, progress.loss_sum, progress.lipschitz = 0, 0.0, 0.0
+        progress.step_in_epoch, progress.loss_sum, progress.lipschitz = 0, 0.0, None
         progress.seconds = self._seconds()
         self._save()
         return evaluation
@@ -320,6 +327,7 @@ class Trainer:
     def _finish(self) -> Evaluation:
         """Evaluate on the whole held-out set, and write the summary."""
         evaluation = self._evaluate(self.held_out)
+        seen = [row["lipschitz_in_training"] for row in self.progress.rows]
         summary = {
             **self.about,
             "parameters": sum(parameter.numel() for parameter in self.learner.flow.parameters()),
@@ -330,7 +338,7 @@ class Trainer:
             "plot_seconds": self.progress.plot_seconds,
             "entropy": self.held_out.entropy,
             **asdict(evaluation),
-            "lipschitz_in_training": max((row["lipschitz_in_training"] for row in self.progress.rows), default=0.0),
+            "lipschitz_in_training": max((constant for constant in seen if constant is not None), default=None),
             "power_iterations": self.learner.power_iterations,
         }
         write_atomically(self.folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
@@ -344,9 +352,14 @@ class Trainer:
         rise = min(1.0, max(step / total, by_time) / max(self.warmup, 1 / total))
         return rise * (0.5 * (1 + math.cos(math.pi * done)) if self.schedule == "cosine" else 1.0)
 
-    def _check_losses(self, losses: list[Tensor], batch: Tensor) -> None:
-        if not torch.isfinite(torch.stack(losses)).all():
+    def _take_losses(self, losses: list[Tensor], batch: Tensor) -> None:
+        """Look at them, add them to the epoch's sum and clear the list: those of a long epoch would fill the memory."""
+        found = torch.stack(losses).tolist()
+        if not all(map(math.isfinite, found)):
             self._stop_not_finite(f"the loss of {self._when(losses)}", diagnose(self.learner.flow, batch))
+        for loss in found:  # one by one: the same sum wherever the epoch was stopped
+            self.progress.loss_sum += loss
+        losses.clear()
 
     def _check_gradients(self, norms: list[Tensor]) -> None:
         """A loss may be finite where its gradient is not."""
@@ -373,8 +386,10 @@ class Trainer:
     def _hold_contraction(self) -> None:
         """See how far power iteration let the Lipschitz bound slip in training; where it broke, repair it."""
         progress, learner = self.progress, self.learner
-        found = learner.flow.lipschitz() or 0.0  # with the estimated spectral norms that a step divides by
-        progress.lipschitz = max(progress.lipschitz, found)
+        found = learner.flow.lipschitz()  # with the estimated spectral norms that a step divides by
+        if found is None:
+            return
+        progress.lipschitz = max(progress.lipschitz or 0.0, found)
         if found < 1:
             return
         if progress.repairs == MOST_REPAIRS:
@@ -447,7 +462,7 @@ class Trainer:
     def _save(self) -> None:
         state = {
             "learner": self.learner.state_dict(),
-            "progress": asdict(self.progress),
+            "progress": dict(vars(self.progress)),
             "random_state": _random_state(self.device),
             "density_gif": self.pictures.gif_length if self.plots and self.progress.epoch > 0 else 0,
         }
