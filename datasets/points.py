@@ -17,9 +17,12 @@ __all__ = ["Points", "window_of"]
 
 FEWEST = 20
 FURTHEST = 1e4  # standard deviations from zero: a float32 has seven digits
+MIDDLE_FURTHEST = 1e5  # widths of the middle half from zero: a hundred numbers of float32 are in it
 NARROWEST, WIDEST = 1e-18, 1e18  # standard deviations: a density is per unit area, and a float32 ends at 3e38
 OUTSIDE = 0.0005  # share of the points that the window leaves out to each side
-TAIL, WITH_TAILS = 0.025, 1.25  # of heavy tails more: half the window is at most so many times what lies between these
+# Of tails beside which all else would be a few cells, such as Cauchy's, more: half the window is then so many times
+# as wide as what is between the tails.
+TAIL, WITH_TAILS, EXTREME = 0.025, 1.25, 8
 PER_CELL = 10  # points in a cell of the histogram, on average
 
 
@@ -62,7 +65,8 @@ class Points(PointTable, Target):
                     f"{name} is {mean:.6g} ± {std:.2g}, too far from zero for float32: subtract its mean"
                 )
             low, high = np.quantile(column, [0.25, 0.75]).tolist()  # one slip makes std as large as can be
-            if low < high < low + max(abs(low), abs(high)) / FURTHEST:
+            # Not of a file that a run began with, maybe in an earlier version.
+            if sha256 is None and low < high < low + max(abs(low), abs(high)) / MIDDLE_FURTHEST:
                 raise self.refused(
                     f"half of all {name} are between {low:.9g} and {high:.9g}, too far from zero for float32: "
                     "subtract their mean, or is a row of the file wrong?"
@@ -93,7 +97,10 @@ class Points(PointTable, Target):
 
 
 def window_of(points: Tensor) -> Window:
-    """Where all but a few of the `points`, shape (n, 2), are: a square, unless one axis is much longer."""
+    """Where all but a few of the `points`, shape (n, 2), are, but for extreme tails.
+
+    A square, unless one axis is much longer.
+    """
     part = points[: 2**20].double()
     outside = max(OUTSIDE, 1 / len(part))  # at least one point to each side, which may be a slip
     shares = torch.tensor([outside, TAIL, 1 - TAIL, 1 - outside]).to(part)
@@ -102,7 +109,7 @@ def window_of(points: Tensor) -> Window:
     middle, half = [], []
     for (lowest, low, high, highest), span in zip(quantiles, spans, strict=True):
         wide, narrow = 0.55 * (highest - lowest or span) or 1.0, WITH_TAILS * (high - low)
-        tails = 0 < narrow < wide
+        tails = 0 < EXTREME * narrow < wide
         middle.append((low + high) / 2 if tails else (lowest + highest) / 2)
         half.append(narrow if tails else wide)
     if max(half) <= 3 * min(half):

@@ -73,10 +73,12 @@ def _stack_of(tensors: Sequence[Tensor]) -> Tensor | None:
         return None  # some of them frozen since, or set free
     if leaf.requires_grad:
         grads = [tensor.grad for tensor in tensors]
-        if any(grad is None for grad in grads) or grads[0].data_ptr() != leaf.grad.data_ptr():
+        if any(grad is None for grad in grads) or not _are_all(grads, leaf.grad):
             return None  # an optimizer of some of the single tensors has set their gradients to None
-    if first.is_meta:
-        return leaf
-    begin, size = leaf.data_ptr(), first.numel() * first.element_size()
-    in_order = [tensor.data_ptr() for tensor in tensors] == list(range(begin, begin + len(tensors) * size, size))
-    return leaf if in_order else None
+    return leaf if _are_all(tensors, leaf) else None
+
+
+def _are_all(parts: Sequence[Tensor], whole: Tensor) -> bool:
+    """Whether the `parts`, all of one size, are those of `whole` in its memory, in their order."""
+    begin, size = whole.data_ptr(), parts[0].numel() * parts[0].element_size()
+    return whole.is_meta or [part.data_ptr() for part in parts] == list(range(begin, begin + len(parts) * size, size))

@@ -14,8 +14,8 @@ from plots.text import draw_text, to_grey_indices
 
 __all__ = ["DensityGif"]
 
-WIDTH, HEIGHT = 756, 400
-SIDE, LEFT, TOP, GAP = 300, 56, 66, 12  # pixels: of a panel, and around the two; room for labels such as 33.875
+WIDTH, HEIGHT = 748, 400
+SIDE, LEFT, TOP, GAP = 300, 48, 66, 12  # pixels: of a panel, and around the two; room for labels such as -2500
 FRAME_MILLISECONDS, NEWEST_MILLISECONDS = 250, 2000
 
 

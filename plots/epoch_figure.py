@@ -17,8 +17,8 @@ from plots.palette import DENSITY_MAP
 
 __all__ = ["EpochFigure"]
 
-SIDE, TOP = 286, 66  # pixels: of a panel, and above it
-LEFTS = (56, 356, 774, 1100)  # room for labels such as 33.875, and for the colour bar
+SIDE, TOP = 290, 66  # pixels: of a panel, and above it
+LEFTS = (48, 352, 770, 1096)  # room for labels such as -2500, and for the colour bar
 BASE_WINDOW: Window = ((-4.0, 4.0), (-4.0, 4.0))
 POINT = {"linestyle": "none", "marker": ".", "markeredgewidth": 0}
 

@@ -11,11 +11,22 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from atomic import write_atomically
 
-__all__ = ["Window", "add_axes", "add_color_bar", "box", "new_figure", "pixels", "style_axes", "write_png"]
+__all__ = [
+    "Window",
+    "add_axes",
+    "add_color_bar",
+    "box",
+    "new_figure",
+    "pixels",
+    "set_ticks",
+    "style_axes",
+    "write_png",
+]
 
 DPI = 100
 Window = tuple[tuple[float, float], tuple[float, float]]
@@ -39,21 +50,31 @@ def style_axes(axes: Axes, window: Window, title: str) -> None:
     (left, right), (bottom, top) = window
     axes.set(xlim=window[0], ylim=window[1], aspect=(right - left) / (top - bottom))
     axes.set_title(title, fontsize=11, pad=5)
-    axes.locator_params(nbins=5, prune="both")  # at the ends they would meet those of the next panel
+    set_ticks(axes, 5, apart=0.08)  # further out they would meet those of the next panel
     axes.ticklabel_format(scilimits=(-2, 4), useOffset=False)  # long labels would be cut off
     axes.yaxis.get_offset_text().set(fontsize=9, ha="right")  # above the numbers, not under the title
     axes.xaxis.get_offset_text().set_fontsize(9)
     labels = [axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) for axis in (axes.xaxis, axes.yaxis)]
     longest = max(len(label) for label in itertools.chain(*labels))
-    axes.tick_params(labelsize=9 if longest <= 6 else 7, length=2, pad=2, color="0.6", labelcolor="0.35")
+    axes.tick_params(labelsize=min(9, 47 / longest), length=2, pad=2, color="0.6", labelcolor="0.35")
     for spine in axes.spines.values():
         spine.set(linewidth=0.6, color="0.6")
+
+
+def set_ticks(axes: Axes, intervals: int, apart: float) -> None:
+    """Ticks at round numbers, so many intervals at most, none nearer to an end than the share `apart` of an axis."""
+    for axis in (axes.xaxis, axes.yaxis):
+        low, high = axis.get_view_interval()
+        ticks = MaxNLocator(intervals, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+        room = apart * (high - low) - 1e-9 * (high - low)  # which rounding may take
+        axis.set_ticks(ticks[(ticks >= low + room) & (ticks <= high - room)])
 
 
 def add_color_bar(axes: Axes, shown: ScalarMappable, label: str, extend: str = "neither") -> None:
     """Fill `axes` with the colour scale of `shown`; `extend` is matplotlib's."""
     bar = axes.figure.colorbar(shown, cax=axes, extend=extend)
     bar.ax.tick_params(labelsize=9, length=2, pad=2)
+    bar.formatter.set_powerlimits((-2, 4))  # long labels would push the bar's own out of the picture
     bar.outline.set(linewidth=0.4)
     bar.set_label(label, fontsize=9, labelpad=2)
 

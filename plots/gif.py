@@ -53,11 +53,10 @@ class GifFile:
         frame's first: a process killed at any moment leaves the old animation or the new.
         """
         block = _block(part, corner, self.newest)
+        if self._begin_of_newest is None:
+            self.truncate(self.length)
         with blaming(self.path), patiently(self._open) as file:
             trailer = file.seek(-len(TRAILER), io.SEEK_END)
-            if self._begin_of_newest is None:
-                file.seek(0)
-                self._begin_of_newest = [found.start() for found in BEGIN.finditer(file.read())][-1]
             _write_at(file, trailer + 1, block[1:] + TRAILER)
             _write_at(file, trailer, block[:1])
             _write_at(file, self._begin_of_newest + len(CONTROL), _delay(self.milliseconds))
@@ -67,16 +66,19 @@ class GifFile:
         """Take the file back to when it was `length` bytes long; 0 removes it.
 
         Raises:
-            ValueError: the file was never so long.
+            ValueError: the file was never so long, or is no such file.
             OSError: names the file.
         """
-        self._begin_of_newest = None
         if length == 0:
             self.path.unlink(missing_ok=True)
             return
         if not 0 <= length <= self.length:
             raise ValueError(f"{self.path} has {self.length} bytes, not the {length} that the checkpoint speaks of")
         with blaming(self.path), patiently(self._open) as file:
+            begins = [found.start() for found in BEGIN.finditer(file.read(length))]
+            if not begins:
+                raise ValueError(f"{self.path} holds no frame")
+            self._begin_of_newest = begins[-1]
             _write_at(file, length - len(TRAILER), TRAILER)
             file.truncate(length)
 

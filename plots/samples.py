@@ -22,7 +22,7 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
     Args:
         samples: points, shape (n, 2).
         log_prob: the model's log-density at each in nats, shape (n,).
-        window: the square that is shown.
+        window: the rectangle that is shown.
     """
     figure = new_figure(1050, 480)
     scatter, histogram = (add_axes(figure, left, TOP, SIDE, SIDE) for left in (48, 568))

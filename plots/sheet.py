@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 
-from plots.figure import Window, add_axes, add_color_bar, box, new_figure, pixels, style_axes, write_png
+from plots.figure import Window, add_axes, add_color_bar, box, new_figure, pixels, set_ticks, style_axes, write_png
 from plots.gif import write_gif
 from plots.painting import highest, paint_bar, paint_density
 from plots.palette import DENSITY_MAP, density_palette
@@ -112,7 +112,7 @@ class Sheet:
             style_axes(axes, strip.window, "")
             axes.set_title(strip.title if panel is None else panel.title, fontsize=8, pad=4, parse_math=False)
             if panel is None:
-                axes.locator_params(nbins=3, prune=None)
+                set_ticks(axes, 3, apart=0)
                 self.targets.append((axes, strip))
                 continue
             axes.set(xticks=[], yticks=[])

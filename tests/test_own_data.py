@@ -126,7 +126,7 @@ class TestPoints:
         ((left, right), _) = window_of(x)
         assert 2 * unit < right - left < 3 * unit
 
-    def test_the_window_shows_the_middle_of_heavy_tails_and_all_of_light_ones(self) -> None:
+    def test_the_window_shows_the_middle_of_extreme_tails_and_all_of_others(self) -> None:
         u = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
         cauchy, gaussian = torch.tan(math.pi * (u - 0.5)), torch.special.ndtri(u)
         for x, y in ((cauchy, gaussian), (gaussian, cauchy)):
@@ -136,6 +136,8 @@ class TestPoints:
                 within = float(((values + middle > axis[0]) & (values + middle < axis[1])).double().mean())
                 assert within > (0.97 if values is cauchy else 0.998)
                 assert axis[1] - axis[0] < (80 if values is cauchy else 30)
+        clusters = torch.cat([gaussian[::20], gaussian[:20] / 20 + 20])  # of two hundredths
+        assert window_of(clusters.unsqueeze(1).expand(-1, 2))[0][1] > 21
 
     @pytest.mark.parametrize(
         "array",

@@ -122,6 +122,12 @@ class TestGifFile:
         with pytest.raises(ValueError, match="checkpoint speaks of"):
             file.truncate(file.length + 1)
 
+    def test_what_holds_no_frame_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.gif").write_bytes(bytes(1000))
+        with pytest.raises(ValueError, match=r"a\.gif holds no frame"):
+            GifFile(tmp_path / "a.gif", density_palette(), 100, 900).truncate(500)
+        assert (tmp_path / "a.gif").read_bytes() == bytes(1000)
+
     def test_truncated_and_continued_is_as_never_interrupted(self, tmp_path: Path) -> None:
         frames = random_frames(4)
         whole, other = (GifFile(tmp_path / name, density_palette(), 100, 900) for name in ("whole.gif", "other.gif"))
@@ -209,7 +215,13 @@ class TestEpochFigure:
 
     @pytest.mark.parametrize(
         "window",
-        [WINDOW, ((-122.45, -122.35), (33.8, 33.9)), ((33.8, 33.9), (-122.45, -122.35)), ((0, 3e6), (-3e3, 3e3))],
+        [
+            WINDOW,
+            ((-122.45, -122.35), (33.8, 33.9)),
+            ((33.795, 33.905), (-122.45, -122.35)),
+            ((-0.507, 0.507), (-2500, 2500)),
+            ((0, 3e6), (-3e3, 3e3)),
+        ],
     )
     def test_numbers_are_whole_and_apart(self, window: Window) -> None:
         figure = EpochFigure(density(0.0), window, "a title", np.zeros((5, 2)))

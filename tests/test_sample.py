@@ -170,11 +170,13 @@ def test_of_several_runs_each_has_its_results(run: Run, trained: Path, tmp_path:
 
 
 def test_it_makes_no_sweep(run: Run, trained: Path, tmp_path: Path) -> None:
-    assert run("sample", f"run={trained}", "n=10", "hydra.mode=MULTIRUN").status == 0
+    for typed in ("hydra.mode=MULTIRUN", "-m hydra/launcher=joblib", "hydra.run.dir=elsewhere"):
+        result = run("sample", *typed.split(), f"run={trained}", "n=10")
+        assert (result.status, result.out) == (2, "")
+        assert " accepts nothing outside a sweep, train.py -m; got " in result.err
+    result = run("sample", "-m", f"run={trained}", "out=interval(0,1)")
+    assert (result.status, result.err.count("\n")) == (2, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-    result = run("sample", "-m", f"run={trained}", "n=10", "hydra/launcher=joblib")
-    assert (result.status, result.out) == (2, "")
-    assert result.err.startswith("sample.py: hydra/launcher accepts nothing outside a sweep, train.py -m; got ")
 
 
 def test_a_tilde_is_ones_home(run: Run, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,10 @@ def test_an_optimizer_of_some_of_the_single_tensors_moves_those() -> None:
         before = [parameter.clone() for parameter in others]
         optimizer.zero_grad()
         flow.log_prob(x).sum().backward()
+        once = [parameter.grad.clone() for parameter in others]
+        flow.log_prob(x).sum().backward()
+        for parameter, gradient in zip(others, once, strict=True):
+            torch.testing.assert_close(parameter.grad, 2 * gradient)
         optimizer.step()
         assert not any(torch.equal(parameter, old) for parameter, old in zip(others, before, strict=True))
 

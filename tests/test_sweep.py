@@ -23,7 +23,8 @@ from plots.sheet import Sheet
 from tests.conftest import TINY, Result, start, table
 from training import sheets
 from training.interruption import Interrupted
-from training.sweep import Sweep, _wait_for_others
+from training.overrides import parse
+from training.sweep import Sweep, _wait_for_others, combinations
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 Run = Callable[..., Result]
@@ -52,6 +53,7 @@ BAD = {
     "flow=iresnet,resflow seed=0,1 hydra.sweep.subdir=${choices.flow}": "hydra.sweep.subdir accepts a name of its own "
     "for each run; got 'iresnet' for runs 0 and 1",
     "optimizer.lr=interval(1e-3,1e-1)": "optimizer.lr accepts values with commas between them; an interval with",
+    "flow=nice,realnvp flow.transforms=6": "flow.transforms accepts ++flow.transforms=... where flow takes several",
     "seed=shuffle(0,1,2)": "seed accepts values in an order that is the same when the sweep is resumed",
     "seed=range(3,1)": "seed accepts one value or more",
     "seed=range(0,4,0)": "seed accepts one value or more",
@@ -350,6 +352,11 @@ class TestSweep:
         result = run("train", "-m", "resume=.")
         assert result.status == 2
         assert "resume accepts a folder written by train.py -m, with its sweep.json; got '.', whose" in result.err
+
+    def test_of_one_setting_the_last_values_count(self) -> None:
+        """As in Hydra's own sweeps."""
+        typed = parse(["seed=0,1", "data=moons,rings", "seed=2"])
+        assert list(combinations(typed, search=False)) == [["seed=2", "data=moons"], ["seed=2", "data=rings"]]
 
     def test_a_stored_sweep_may_speak_of_targets(self, tmp_path: Path) -> None:
         overrides = ["data=points", "data.path=my_target_points.csv", "seed=0,1"]

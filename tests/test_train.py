@@ -538,6 +538,7 @@ BAD = {
     "flow..blocks=3": ("flow..blocks accepts nothing: there is no such setting; got 'flow..blocks=3'",),
     "hydra/launcher=joblib": ("hydra/launcher accepts nothing outside a sweep, train.py -m",),
     "hydra.sweeper.n_trials=3 hydra/sweeper=optuna": ("hydra.sweeper.n_trials accepts nothing outside a sweep",),
+    "hydra.job.chdir=false hydra.output_subdir=null hydra/job_logging=none flow.blocks=0": ("flow.blocks accepts",),
     "hydra.job.chdir=true": ("hydra.job.chdir accepts nothing outside a sweep",),
     "+hydra.job.env_set.X=1": ("hydra.job.env_set.X accepts nothing outside a sweep",),
     "hydra.output_subdir=.hydra": ("hydra.output_subdir accepts nothing outside a sweep",),
@@ -636,6 +637,13 @@ class TestBadInput:
         result = run("train", "--config-dir", "own", "experiment=mine")
         assert result.status == 2
         assert result.err.startswith(f"train.py: {words}; got ")
+
+    def test_an_experiment_may_hold_what_it_refers_to(self, run: Run, tmp_path: Path) -> None:
+        (tmp_path / "own" / "experiment").mkdir(parents=True)
+        text = "# @package _global_\nmy:\n  size: 0\nflow:\n  width: ${my.size}\n"
+        (tmp_path / "own" / "experiment" / "mine.yaml").write_text(text)
+        result = run("train", "--config-dir", "own", "experiment=mine")
+        assert (result.status, result.err) == (2, "train.py: flow.width accepts a whole number at least 1; got 0\n")
 
     @pytest.mark.parametrize(
         "typed",

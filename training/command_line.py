@@ -48,6 +48,15 @@ __all__ = ["command"]
 OF_A_RUN = ("hydra.run.", "hydra.job.name", "hydra.job.config.", "hydra.searchpath", "hydra.mode")
 """Hydra's settings that a run alone heeds."""
 
+AS_IT_IS = {
+    "hydra.job.chdir": (False, None),
+    "hydra.output_subdir": (None,),
+    "hydra.verbose": (False,),
+    "hydra/job_logging": ("disabled", "none"),
+    "hydra/hydra_logging": ("disabled", "none"),
+}
+"""What scripts often say to Hydra, and what a run does anyway."""
+
 Task = Callable[[DictConfig, Any, Path], float | None]
 """What a command does: takes the configuration, its top-level settings as an object, and the run folder."""
 
@@ -162,7 +171,7 @@ def _dispatch(
             if resumable and config.hydra.mode == RunMode.MULTIRUN:
                 run_many(run, check, config_name, arguments)
             else:
-                _run_once(run, config)
+                _run_once(run, config, OF_A_RUN if resumable else ("hydra.searchpath",))
 
 
 def _prefer_own_configs() -> None:
@@ -175,12 +184,16 @@ def _prefer_own_configs() -> None:
         group.pop(path.name, None)
 
 
-def _run_once(run: Run, config: DictConfig) -> None:
-    """Make one run in this process, without Hydra's launcher. One that is refused leaves nothing behind."""
+def _run_once(run: Run, config: DictConfig, heeded: tuple[str, ...]) -> None:
+    """Make one run in this process, without Hydra's launcher. One that is refused leaves nothing behind.
+
+    Args:
+        heeded: what the names of those of Hydra's settings begin with that the run heeds.
+    """
     for override in parse(list(config.hydra.overrides.hydra)):
-        if not override.key_or_group.startswith(OF_A_RUN):
-            accepts = "nothing outside a sweep, train.py -m"
-            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
+        key = override.key_or_group
+        if not key.startswith(heeded) and override.value() not in AS_IT_IS.get(key, ()):
+            raise ArgumentError(key, "nothing outside a sweep, train.py -m", repr(override.input_line))
     HydraConfig.instance().set_config(config)  # what ${hydra:...} refers to
     with naming_experiment(config), _folder_of_its_own(config) as folder:
         run(without_hydra(config), folder)

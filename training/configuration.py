@@ -52,16 +52,16 @@ def check_config(config: DictConfig) -> None:
     """Check the settings of every group of `config` against the function or class that will receive them.
 
     Raises:
-        ArgumentError: names the setting in full, as it is typed; or what is no group.
+        ArgumentError: names the setting in full, as it is typed; or what is almost a group.
     """
     for key, value in OmegaConf.to_container(config, resolve=True).items():
         if not isinstance(value, dict) or key == "choices":
             continue
         if key == "experiment":  # else its settings would be those of a group by that name
             raise ArgumentError(key, "a file with the line '# @package _global_' at its top", repr(value))
-        if key not in HOMES:
-            raise ArgumentError(key, "nothing: there is no such group", f"{value!r}{nearest(str(key), HOMES)}")
-        if "_target_" not in value:
+        if key not in HOMES and (suggestion := nearest(str(key), HOMES)):  # others may serve ${key.name}
+            raise ArgumentError(key, "nothing: there is no such group", f"{value!r}{suggestion}")
+        if key in HOMES and "_target_" not in value:
             raise ArgumentError(key, "what a file of configs holds, with its _target_", repr(value))
         _check_node(key, value)
 

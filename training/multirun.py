@@ -91,7 +91,15 @@ def run_many(
     config_name, extra_folder = arguments.config_name or config_name, arguments.config_dir
     # As Hydra does, from all that is not swept: an experiment may choose the launcher, settings may name the folder.
     of_all = [item.input_line for item in typed if item.is_hydra_override() or not item.is_sweep_override()]
-    composed = compose(config_name, of_all, extra_folder)
+    swept = {item.key_or_group for item in typed if item.is_sweep_override()}
+    try:
+        composed = compose(config_name, of_all, extra_folder)
+    except ArgumentError as error:
+        group = error.name.partition(".")[0]
+        if group not in swept or not error.accepts.startswith("nothing with "):
+            raise
+        accepts = f"++{error.name}=... where {group} takes several values: the default one has no such setting"
+        raise ArgumentError(error.name, accepts, error.got) from None
     hydra_config = composed.hydra
     _check_machinery(hydra_config)
     if resumed is None:  # what was begun has been checked
@@ -191,9 +199,7 @@ def _check_runs(
         search_path.append("command-line", f"file://{Path(extra_folder).resolve()}")
     swept = OverridesParser.create(ConfigLoaderImpl(search_path)).parse_overrides([*given, *of_task])
     for override in swept:
-        if override.is_interval_sweep() and not search:
-            accepts = "values with commas between them; an interval with hydra/sweeper=optuna"
-        elif search and override.value_type == ValueType.GLOB_CHOICE_SWEEP:
+        if search and override.value_type == ValueType.GLOB_CHOICE_SWEEP:
             accepts = "values one by one, with commas between them, in a search"
         elif getattr(override.value(), "shuffle", False):
             accepts = "values in an order that is the same when the sweep is resumed"

@@ -1,4 +1,4 @@
-"""report.html: what a run or a sweep came to, in one file that opens anywhere."""
+"""report.html: what a run or a sweep came to, on one page that opens anywhere."""
 
 from __future__ import annotations
 

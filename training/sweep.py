@@ -301,13 +301,14 @@ def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]
     """Every combination of the values that `overrides` sweep over.
 
     Args:
+        overrides: of the same setting the last one counts.
         search: the values are not combined, but searched among: one at a time beside the first of the others then.
             Of an interval, its ends stand for all in it.
 
     Raises:
-        ArgumentError: an override sweeps over nothing.
+        ArgumentError: an override sweeps over nothing, or over an interval and there is no search.
     """
-    values = [_values_of(override) for override in overrides]
+    values = [*{override.get_key_element(): _values_of(override, search) for override in overrides}.values()]
     if not search:
         yield from (list(choice) for choice in itertools.product(*values))
         return
@@ -317,11 +318,14 @@ def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]
         yield from ([*first[:index], value, *first[index + 1 :]] for value in choices[1:])
 
 
-def _values_of(override: Override) -> list[str]:
+def _values_of(override: Override, search: bool) -> list[str]:
     """What an override sweeps over, each value an override of its own; of an interval its ends."""
     key = override.get_key_element()
     if override.is_interval_sweep():
         interval = override.value()
+        if not search:
+            accepts = "values with commas between them; an interval with hydra/sweeper=optuna"
+            raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
         return [f"{key}={interval.start}", f"{key}={interval.end}"]
     if not override.is_sweep_override():
         return [override.input_line]

@@ -287,7 +287,8 @@ class Trainer:
         """
         done = self.progress.step_in_epoch
         at_once = min(STEPS_AT_ONCE, max(1, POINTS_AT_ONCE // self.batch_size))
-        fewest = min(FEWEST_DEALT, at_once) if self.stratified else 1
+        # Of points of one's own, each comes once before any comes again.
+        fewest = min(FEWEST_DEALT, at_once) if self.stratified and not self.target.in_own_units else 1
         for begin in range(0, self.steps_per_epoch, at_once):
             steps = min(at_once, self.steps_per_epoch - begin)
             if begin + steps <= done:

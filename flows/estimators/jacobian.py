@@ -19,7 +19,7 @@ class Jacobian(abc.ABC):
 
     @abc.abstractmethod
     def vecmat(self, w: Tensor) -> Tensor:
-        """Return w^T J, shape (batch, probes, d) like `w`."""
+        """Return w^T J, shape (batch, probes, d) like `w`; under `torch.no_grad()` without a graph."""
 
     @abc.abstractmethod
     def matrix(self) -> Tensor:

@@ -92,7 +92,7 @@ class PowerSeries(LogDetEstimator):
             return self._estimate(jacobian, noise)[0]
         with torch.no_grad():
             estimate, row = self._estimate(jacobian, noise)
-        surrogate = (jacobian.vecmat(row) * noise.probes).sum((1, 2))  # only this product has a graph
+        surrogate = (jacobian.vecmat(row.detach()) * noise.probes).sum((1, 2))  # only this product has a graph
         return surrogate + (estimate - surrogate).detach()  # the value of the estimate, the gradient of the surrogate
 
     def _estimate(self, jacobian: Jacobian, noise: Noise) -> tuple[Tensor, Tensor]:
