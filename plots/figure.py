@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -54,9 +53,10 @@ def style_axes(axes: Axes, window: Window, title: str) -> None:
     axes.ticklabel_format(scilimits=(-2, 4), useOffset=False)  # long labels would be cut off
     axes.yaxis.get_offset_text().set(fontsize=9, ha="right")  # above the numbers, not under the title
     axes.xaxis.get_offset_text().set_fontsize(9)
-    labels = [axis.get_major_formatter().format_ticks(axis.get_majorticklocs()) for axis in (axes.xaxis, axes.yaxis)]
-    longest = max(len(label) for label in itertools.chain(*labels))
-    axes.tick_params(labelsize=min(9, 47 / longest), length=2, pad=2, color="0.6", labelcolor="0.35")
+    axes.tick_params(length=2, pad=2, color="0.6", labelcolor="0.35")
+    for name, axis, room in (("x", axes.xaxis, 60), ("y", axes.yaxis, 44)):
+        labels = axis.get_major_formatter().format_ticks(axis.get_majorticklocs())
+        axes.tick_params(axis=name, labelsize=min(9, room / max(map(len, labels), default=1)))
     for spine in axes.spines.values():
         spine.set(linewidth=0.6, color="0.6")
 

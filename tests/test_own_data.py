@@ -137,7 +137,7 @@ class TestPoints:
                 assert within > (0.97 if values is cauchy else 0.998)
                 assert axis[1] - axis[0] < (80 if values is cauchy else 30)
         clusters = torch.cat([gaussian[::20], gaussian[:20] / 20 + 20])  # of two hundredths
-        assert window_of(clusters.unsqueeze(1).expand(-1, 2))[0][1] > 21
+        assert window_of(clusters.unsqueeze(1).expand(-1, 2))[0][1] > 20
 
     @pytest.mark.parametrize(
         "array",
