@@ -25,7 +25,7 @@ $(VENV)/.installed: requirements.txt | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements.txt | $(VENV)/bin/pip
+$(VENV)/.installed-dev: $(wildcard requirements*.txt) | $(VENV)/bin/pip
 	$(VENV)/bin/pip install --quiet -r requirements-dev.txt
 	@touch $@ $(VENV)/.installed
 

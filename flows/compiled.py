@@ -107,9 +107,10 @@ def library(source: Path, dtype: torch.dtype, *definitions: str) -> ctypes.CDLL:
         hint = "; xcode-select --install brings one" if sys.platform == "darwin" else ""
         raise CompileError(f"there is no C compiler ({' '.join(compiler) or 'cc, gcc or clang'}){hint}")
     command = [*compiler, *FLAGS, *definitions]
-    made_from = [HEADER.read_text(encoding="utf-8"), source.read_text(encoding="utf-8"), *command, _processor()]
-    key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
+    texts = [path.read_text(encoding="utf-8") for path in (HEADER, source)]
     try:
+        made_from = [*texts, *command, _version(tuple(compiler)), _processor()]
+        key = hashlib.sha256("\0".join(made_from).encode()).hexdigest()[:32]
         try:
             return _loaded(command, source, _cache() / f"{source.stem}-{key}.so")
         except OSError:  # a full disk, or one where nothing may be executed
@@ -164,12 +165,10 @@ def _cache() -> Path:
     """Where compiled libraries are kept: the user's cache folder, or one of this process where there is none."""
     try:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "residual-flows"
-        folder.mkdir(parents=True, exist_ok=True)
-        if os.access(folder, os.W_OK):
-            return folder
-    except (OSError, RuntimeError):
-        pass  # no home, or one that cannot be written, is no reason to compute slowly
-    return Path(_own_folder().name)
+        folder.mkdir(parents=True, exist_ok=True)  # one that is there need not be writable: what it has may be all
+        return folder
+    except (OSError, RuntimeError):  # no home, or one that cannot be written, is no reason to compute slowly
+        return Path(_own_folder().name)
 
 
 @functools.cache
@@ -178,9 +177,17 @@ def _own_folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="residual-flows-")
 
 
+@functools.cache
+def _version(compiler: tuple[str, ...]) -> str:
+    command = [*compiler, "--version"]
+    return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
+
+
+@functools.cache
 def _processor() -> str:
     """What decides which instructions and libraries there are: a cache may be shared by machines that differ."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))]
-    return "\0".join([platform.machine(), platform.processor(), *platform.libc_ver(), *flags[:1]])
+    named = flags[:1] or [platform.version()]  # which names a Mac's chip
+    return "\0".join([platform.machine(), *platform.libc_ver(), *named])

@@ -128,8 +128,9 @@ def _block(part: np.ndarray, corner: tuple[int, int], milliseconds: int) -> byte
     control = CONTROL + _delay(milliseconds) + b"\x00\x00"
     height, width = part.shape
     position = b"".join(number.to_bytes(2, "little") for number in (*corner, width, height))
-    # Pillow compresses: a grey picture's GIF is 13 + 768 bytes of head, then the descriptor of 10, then the pixels.
-    whole = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(part)).save(whole, "GIF", optimize=False, interlace=False)
-    compressed = whole.getvalue()[whole.getvalue().index(b"\x2c", 13 + 768) + 10 : -len(TRAILER)]
+    # Pillow compresses: a GIF is 13 bytes and colours, as many as the 11th says, the descriptor of 10, then the pixels.
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(part)).save(file, "GIF", optimize=False, interlace=False)
+    whole = file.getvalue()
+    compressed = whole[whole.index(b"\x2c", 13 + (6 << (whole[10] & 7))) + 10 : -len(TRAILER)]
     return control + b"\x2c" + position + b"\x00" + compressed

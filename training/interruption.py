@@ -9,7 +9,7 @@ from typing import NoReturn
 
 __all__ = ["SIGPIPE", "Interrupted", "Interruption", "exit_as_ever", "exit_quietly", "stop_signals"]
 
-OF_LAUNCHERS = [signal.SIGUSR2] if hasattr(signal, "SIGUSR2") else []  # not on Windows
+OF_LAUNCHERS = [getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)]  # not on Windows
 SIGPIPE = getattr(signal, "SIGPIPE", 13)  # missing on Windows; sent when the reader of what is said has left
 
 
@@ -35,7 +35,7 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
 def stop_signals() -> list[int]:
     """SIGINT and SIGTERM, but for what was to be ignored, as Ctrl-C by what a script leaves in the background.
 
-    And SIGUSR2 where a launcher listens to it, as submitit does to queue a job again that meets its time limit.
+    And SIGUSR1 or 2 where a launcher listens to it, as submitit does to queue a job again that meets its time limit.
     """
     asked = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     return asked + [number for number in OF_LAUNCHERS if callable(signal.getsignal(number))]

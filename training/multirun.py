@@ -256,7 +256,7 @@ def _check_machinery(hydra_config: DictConfig) -> None:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            accepts = "what is installed (the extras: pip install -r requirements-sweeps.txt; ray: hydra-ray-launcher)"
+            accepts = "what is installed (pip install -r requirements-sweeps.txt; ray: 'hydra-ray-launcher<1.3')"
             got = f"{hydra_config.runtime.choices[f'hydra/{kind}']!r}: {error}"
             raise ArgumentError(f"hydra/{kind}", accepts, got) from error
     for key, hint in OF_HYDRA.items():

@@ -225,10 +225,10 @@ def _settings_of(node: DictConfig, prefix: str = "") -> list[str]:
     """The full names of all settings below `node`."""
     names = []
     for key in node:
-        name, child = f"{prefix}{key}", node._get_node(key)
+        name = f"{prefix}{key}"
         names.append(name)
-        if isinstance(child, DictConfig) and not child._is_missing() and not child._is_none():
-            if child._is_interpolation():
-                continue  # ${estimator}: its settings have their own names
+        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
+            continue  # ${estimator}: its settings have their own names
+        if isinstance(child := node[key], DictConfig):
             names.extend(_settings_of(child, f"{name}."))
     return names
