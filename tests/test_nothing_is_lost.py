@@ -88,8 +88,9 @@ SYNCED = (
 )  # fmt: skip
 
 
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_launchers_signal_is_handed_on_when_all_is_saved(
-    run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, whole: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     """As before a time limit of a cluster, whose launcher queues the job again and ends it."""
     folder, update, saved = tmp_path / "queued", Learner.update, []
@@ -97,20 +98,20 @@ def test_a_launchers_signal_is_handed_on_when_all_is_saved(
     def update_and_signal(self: Learner, rate: float) -> torch.Tensor:
         norm = update(self, rate)
         if self.steps == 7:
-            signal.raise_signal(signal.SIGUSR2)
+            signal.raise_signal(number)
         return norm
 
-    def queue_again(number: int, frame: object) -> None:
+    def queue_again(_: int, frame: object) -> None:
         saved.append(load_checkpoint(folder, "resume")["progress"]["step"])
         raise SystemExit(99)
 
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "update", update_and_signal)
-        before = signal.signal(signal.SIGUSR2, queue_again)
+        before = signal.signal(number, queue_again)
         try:
             assert run("train", *TINY, folder=folder).status == 99
         finally:
-            signal.signal(signal.SIGUSR2, before)
+            signal.signal(number, before)
     assert saved == [7]
     assert run("train", f"resume={folder}").status == 0
     assert kills.end(folder) == kills.end(whole.folder)
