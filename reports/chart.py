@@ -14,7 +14,8 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3")
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38
 TICKS = 5  # on an axis, about
-MOST_RATIO = 1e5  # of the highest value on a logarithmic axis to the lowest
+MOST_RATIO, LEAST = 1e5, 1e-5  # a logarithmic axis begins at this share of the highest value, or lower, at this
+MOST_POINTS = WIDTH  # of a line: more cannot be seen
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
     """A figure with a title and one line for each of `series`.
 
     Args:
-        logarithmic: the vertical axis, unless no value is above zero. It spans five decades at most: what is lower,
-            or not above zero, such as the estimate of a small KL, is drawn at its lower end.
+        logarithmic: the vertical axis, unless no value is above zero. It spans five decades, or what is above 1e-5:
+            what is lower, or not above zero, such as the estimate of a small KL, is drawn at its lower end.
     """
     lines = [
         (line, [(x, y) for x, y in zip(line.x, line.y) if math.isfinite(x) and math.isfinite(y)]) for line in series
@@ -48,7 +49,7 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
         return f"<figure><figcaption>{html.escape(title)}</figcaption><p>no values</p></figure>"
     high = max(y for _, y in points)
     logarithmic = logarithmic and high > 0
-    least = max(min(y for _, y in points if y > 0), high / MOST_RATIO) if logarithmic else -math.inf
+    least = max(min(y for _, y in points if y > 0), min(high / MOST_RATIO, LEAST)) if logarithmic else -math.inf
     low = max(least, min(y for _, y in points))
     scale = math.log10 if logarithmic else float
     x_ticks = _ticks(0.0, max(x for x, _ in points))
@@ -77,8 +78,9 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
     for line, found in lines:
         kind = "line dot" if len(found) == 1 else "line"
         found = found * 2 if len(found) == 1 else found  # a line of one point would not be drawn
+        found = [*found[: -1 : -(-len(found) // MOST_POINTS)], found[-1]]
         where = " ".join(f"{across(x):.1f},{down(max(y, low)):.1f}" for x, y in found)
-        values = " ".join(f"{x:.6g},{y:.6g}" for x, y in found)
+        values = " ".join(f"{x:.10g},{y:.6g}" for x, y in found)
         parts.append(
             f'<polyline class="{kind}" style="--color: {_color(line.index)}" stroke-dasharray="{_dash(line.index)}" '
             f'data-index="{line.index}" data-name="{html.escape(line.name)}" data-values="{values}" points="{where}"/>'
@@ -110,7 +112,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _number(value: float) -> str:
-    text = f"{value:.6g}"
+    text = f"{value:.10g}"
     return "0" if float(text) == 0 else text.replace("-", "−")
 
 

@@ -4,7 +4,7 @@ const tip = document.body.appendChild(Object.assign(document.createElement("div"
 for (const svg of document.querySelectorAll("figure svg")) {
   const lines = [...svg.querySelectorAll(".line")];
   let points = null, mark = null;
-  svg.addEventListener("pointermove", (event) => {
+  const show = (event) => {
     points ??= lines.flatMap((line) => {
       const values = line.dataset.values.split(" ");
       return line.getAttribute("points").split(" ").map((point, i) => [...point.split(",").map(Number), line, values[i]]);
@@ -31,7 +31,7 @@ for (const svg of document.querySelectorAll("figure svg")) {
     const right = document.documentElement.clientWidth - tip.offsetWidth - 8;
     tip.style.left = `${Math.max(8, Math.min(event.pageX + 14, right))}px`;
     tip.style.top = `${event.pageY + 14}px`;
-  });
+  };
   const leave = () => {
     tip.hidden = true;
     mark?.remove();
@@ -39,7 +39,10 @@ for (const svg of document.querySelectorAll("figure svg")) {
     svg.classList.remove("chosen");
     for (const line of lines) line.classList.remove("on");
   };
-  svg.addEventListener("pointerleave", leave);
+  svg.addEventListener("pointermove", show);
+  svg.addEventListener("pointerdown", show);
+  svg.addEventListener("pointerleave", (event) => event.pointerType === "touch" || leave()); // a finger has to be lifted
+  document.addEventListener("pointerdown", (event) => svg.contains(event.target) || leave());
 }
 
 for (const table of document.querySelectorAll("table.sortable")) {
@@ -61,12 +64,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   });
 }
 
+const choose = (index) => { // null for none
+  for (const part of document.querySelectorAll("tr[data-index], .line")) part.classList.toggle("on", part.dataset.index === index);
+  document.body.classList.toggle("chosen", index !== null);
+};
 for (const chosen of document.querySelectorAll("tr[data-index], .legend [data-index]")) {
-  const choose = (on) => {
-    for (const row of document.querySelectorAll(`tr[data-index="${chosen.dataset.index}"]`)) row.classList.toggle("on", on);
-    document.body.classList.toggle("chosen", on);
-    for (const line of document.querySelectorAll(`.line[data-index="${chosen.dataset.index}"]`)) line.classList.toggle("on", on);
-  };
-  chosen.addEventListener("pointerenter", () => choose(true));
-  chosen.addEventListener("pointerleave", () => choose(false));
+  chosen.addEventListener("pointerenter", () => choose(chosen.dataset.index));
+  chosen.addEventListener("pointerleave", (event) => event.pointerType === "touch" || choose(null));
+  chosen.addEventListener("pointerdown", () => choose(chosen.dataset.index));
 }
+document.addEventListener("pointerdown", () => choose(null), true); // before that of what is chosen

@@ -45,10 +45,12 @@ def test_cores_share_the_threads_fail_alone_and_go_on(tmp_path: Path) -> None:
     assert not (sweep / "0" / "summary.json").exists()
     process = start("train", "-m", "resume=sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", cwd=tmp_path,
                     threads=None)  # fmt: skip
-    _, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
     assert "Traceback" not in err
     assert "Warning" not in err
+    assert all(line.startswith("run 0: ") for line in out.splitlines() if "epoch " in line)
+    assert "run 0: KL " in out
     good, bad = table(sweep)
     assert (good["number"], good["error"], bad["number"]) == ("0", "", "1")
     assert good["threads"] == str(max(1, joblib.cpu_count() // 2))

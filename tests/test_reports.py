@@ -83,6 +83,18 @@ class TestChart:
         ((_, a), (_, b), (_, c)) = self.points(far)[0]
         assert b - a == pytest.approx(5 * (c - a), abs=0.5)
 
+    def test_a_spike_does_not_hide_what_is_small(self) -> None:
+        ((_, _), (_, a), (_, b)) = self.points(chart("a", "step", [Series("", 0, [1, 2, 3], [1e4, 1e-3, 1e-4])], True))[
+            0
+        ]
+        assert b - a > 10
+
+    def test_no_more_points_than_can_be_seen(self) -> None:
+        steps = list(range(5001))
+        text = chart("a", "step", [Series("", 0, steps, [float(step) for step in steps])])
+        assert 200 < len(self.points(text)[0]) <= WIDTH + 1
+        assert "5000,5000" in text
+
     def test_a_swatch_is_the_line_it_stands_for(self) -> None:
         looks = [re.search(r'stroke="(.*?)".*stroke-dasharray="(.*?)"', swatch(index)).groups() for index in range(32)]
         assert len(set(looks)) == 32
@@ -207,13 +219,19 @@ def test_reports_work_in_a_browser(sweep: Path) -> None:
     sort = """
         const column = () => [...document.querySelectorAll('tr[data-index]')].map(row => row.dataset.index);
         const head = [...document.querySelectorAll('th')].find(h => h.textContent === 'run');
+        seen.sorted = document.querySelector('th[aria-sort]')?.getAttribute('aria-sort');
         seen.first = column(); head.click(); seen.up = column(); head.click(); seen.down = column();
         const shown = () => [...document.querySelectorAll('.charts')].map(c => getComputedStyle(c).display !== 'none');
         seen.steps = shown(); document.getElementById('by-time').click(); seen.time = shown();
         seen.background = getComputedStyle(document.body).backgroundColor;
         const name = document.querySelector('.legend [data-index="2"]');
         name.dispatchEvent(new Event('pointerenter'));
-        seen.chosen = [...new Set([...document.querySelectorAll('.on')].map(e => e.dataset.index))];
+        const on = () => [...new Set([...document.querySelectorAll('.on')].map(e => e.dataset.index))];
+        seen.chosen = on();
+        const tap = document.querySelector('.legend [data-index="1"]');
+        for (const kind of ['pointerenter', 'pointerdown', 'pointerup', 'pointerleave'])
+            tap.dispatchEvent(new PointerEvent(kind, {pointerType: 'touch', bubbles: kind.length < 12}));
+        seen.tapped = on();
     """
     loaded = []
     for width in (1280, 500):
@@ -226,6 +244,8 @@ def test_reports_work_in_a_browser(sweep: Path) -> None:
         assert sorted(seen["first"]) == seen["up"]
         assert (seen["steps"], seen["time"]) == ([True, False], [False, True])
         assert seen["chosen"] == ["2"]
+        assert seen["tapped"] == ["1"]
+        assert seen["sorted"] == "ascending"
     assert min(loaded) < 2000
     dark = look(sweep / "report.html", 1280, sort, "--force-dark-mode", "--blink-settings=preferredColorScheme=0")
     assert dark["background"] != seen["background"]

@@ -837,10 +837,13 @@ def test_help_shows_the_settings_of_what_was_chosen(run: Run, tmp_path: Path) ->
     of_nsf = run("train", "flow=nsf", "--help").out
     assert "of optimizer=adam:" in of_nsf
     assert "of estimator=" not in of_nsf
+    of_two = run("train", "flow=nsf,iresnet", "flow.width=7", "--help").out
+    assert of_two.count("flow.width=7") == 2
     of_recipe = run("train", "experiment=paper/resflow", "--help").out
     assert "of optimizer=adam:" in of_recipe
     assert "set by experiment=paper/resflow:" in of_recipe
     assert "  flow.activation=lipswish" in of_recipe.splitlines()
+    assert "flow.activation=fourier" not in of_recipe
     assert not list(tmp_path.iterdir())
 
 

@@ -78,6 +78,7 @@ def command(task: Task, settings: type, config_name: str, resumable: Iterable[st
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    _show_each_line()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here, and Hydra prints nothing of its own
     # From Python 3.14 on help texts are checked as they are added: Hydra 1.3 has one that is made when it is shown.
     argparse.ArgumentParser._check_help = lambda *_: None
@@ -241,13 +242,18 @@ def _hand_to_hydra(config_name: str) -> None:
 
 
 def _run(task: Task, settings: type, config: DictConfig, folder: Path) -> float | None:
-    if hasattr(sys.stdout, "reconfigure"):  # a file or a pipe is to have each line at once, as a terminal does
-        sys.stdout.reconfigure(line_buffering=True, errors="replace")  # whatever letters it knows
+    _show_each_line()  # here too, since a sweep's other processes do not come by `command`
     threads = torch.get_num_threads()
     try:
         return task(config, _check(settings, config), folder)
     finally:
         torch.set_num_threads(threads)  # the next run of a sweep is not to have those of this one
+
+
+def _show_each_line() -> None:
+    """A file or a pipe is to have each line at once, as a terminal does, and whatever letters it knows."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True, errors="replace")
 
 
 def _check(settings: type, config: DictConfig) -> Any:

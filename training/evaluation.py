@@ -11,6 +11,7 @@ from torch import Tensor
 from datasets import Target, TargetDensity
 from flows import Flow
 from flows.precision import widened
+from training.figures import with_error
 from training.passes import in_passes
 
 __all__ = ["Evaluation", "HeldOut", "evaluate", "log_prob", "sample"]
@@ -87,7 +88,7 @@ class Evaluation:
 
     @property
     def headline(self) -> str:
-        return f"{self.measure} {self.merit:.4f} ± {self.nll_stderr:.4f} nats"
+        return f"{self.measure} {with_error(self.merit, self.nll_stderr)} nats"
 
 
 @torch.no_grad()

@@ -34,7 +34,8 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
 
     Args:
         config_name: the command's own.
-        overrides: what else was typed: the settings of the choices among them are shown, `flow=iresnet --help`.
+        overrides: what else was typed: the settings of the choices among them are shown, `flow=iresnet --help`, and
+            the values that are typed.
 
     Raises:
         ArgumentError: there is no such choice.
@@ -52,7 +53,8 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
             lines += _entry(group.name, ", ".join([*first, *others]), group.comment)
         lines.append("")
     lines.append("Settings, and their defaults:")
-    lines += [line for setting in _matches(SETTING, path) for line in _entry(*_joined(setting))]
+    for name, value, comment in _matches(SETTING, path):
+        lines += _entry(f"{name}={typed.get(name, value)}", comment)
     for group in groups:
         for name in typed[group.name].split(",") if group.name in typed else ():  # those of a sweep
             check_choice(group.name, name, choices_in(group.name))
@@ -63,11 +65,13 @@ def help_page(config_name: str, overrides: Iterable[str] = ()) -> str:
         lines += ["", f"set by experiment={typed['experiment']}:"]
         lines += [f"  {name}={value}" for name, value in changed.items()]
     for group in groups:
-        file = CONFIGS / group.name / f"{chosen[group.name]}.yaml"
-        if file.is_file() and group.name != "experiment":
-            lines += ["", f"of {group.name}={file.stem}:", *_about(file)]
-            for setting in _matches(SETTING, file):
-                lines += _entry(*_joined(setting, f"{group.name}."))
+        for choice in str(chosen[group.name]).split(","):
+            file = CONFIGS / group.name / f"{choice}.yaml"
+            if file.is_file() and group.name != "experiment":
+                lines += ["", f"of {group.name}={file.stem}:", *_about(file)]
+                for name, value, comment in _matches(SETTING, file):
+                    full = f"{group.name}.{name}"
+                    lines += _entry(f"{full}={typed.get(full, changed.get(full, value))}", comment)
     return "\n".join([*lines, "", texts["footer"].rstrip()])
 
 
@@ -78,17 +82,13 @@ def _about(path: Path) -> list[str]:
 
 
 def _width() -> int:
-    return min(shutil.get_terminal_size().columns, 120)
+    return min(max(shutil.get_terminal_size().columns, 72), 120)  # names take half of it
 
 
 def _matches(pattern: re.Pattern[str], path: Path) -> Iterator[Setting]:
     for line in path.read_text(encoding="utf-8").splitlines():
         if match := pattern.fullmatch(line):
             yield Setting(*match.groups())
-
-
-def _joined(setting: Setting, prefix: str = "") -> tuple[str, str]:
-    return f"{prefix}{setting.name}={setting.value}", setting.comment
 
 
 def _entry(name: str, *texts: str) -> list[str]:

@@ -15,6 +15,7 @@ from plots.epoch_figure import EpochFigure
 from plots.transport import TransportGif
 from training.density_grid import DensityGrid
 from training.evaluation import Evaluation
+from training.figures import in_digits
 from training.run_folder import figure_path
 
 __all__ = ["Pictures"]
@@ -72,7 +73,7 @@ class Pictures:
         subtitle = f"epoch {epoch}   ·   {evaluation.headline}{nll}   ·   {seconds:.0f} s"
         self.figure.update(learned, samples[:SAMPLES].cpu().numpy(), images, subtitle)
         self.figure.save(figure_path(self.folder, epoch))
-        self.density_gif.append(learned, f"epoch {epoch}   {evaluation.measure} {evaluation.merit:.4f} nats")
+        self.density_gif.append(learned, f"epoch {epoch}   {evaluation.measure} {in_digits(evaluation.merit)} nats")
         fitted = _fit(path, SAMPLES)
         lines = fitted[:, SAMPLES:].reshape(len(path), 2 * GRID_LINES, GRID_POINTS, 2)
         self.transport_gif.write(fitted[:, :SAMPLES], lines)

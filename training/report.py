@@ -16,6 +16,7 @@ from reports.chart import Series, chart, swatch
 from reports.page import embedded, page, picture, table, tiles
 from training.configuration import load_config
 from training.defaults import changed_settings
+from training.figures import in_digits, with_error
 from training.run_folder import figure_path, load_metrics, load_summary
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
@@ -42,10 +43,10 @@ def write_run_report(run: Path) -> None:
     """Write report.html of a run that has ended, from the files in its folder."""
     config, summary = load_config(run, "resume"), load_summary(run)
     if summary["kl"] is None:  # of one's own points, whose density is not known
-        merit = {"NLL, nats": f"{summary['nll']:.4f} ± {summary['nll_stderr']:.4f}"}
+        merit = {"NLL, nats": with_error(summary["nll"], summary["nll_stderr"])}
     else:
         merit = {
-            "KL, nats": f"{summary['kl']:.4f} ± {summary['kl_stderr']:.4f}",
+            "KL, nats": with_error(summary["kl"], summary["kl_stderr"]),
             "NLL, nats": f"{summary['nll']:.4f}",
             "entropy of the target, nats": f"{summary['entropy']:.4f}",
         }
@@ -57,7 +58,7 @@ def write_run_report(run: Path) -> None:
                 "inverse error": f"{summary['inverse_error']:.1e}",
                 "parameters": f"{summary['parameters']:,}",
                 "steps": f"{summary['steps']:,}",
-                "seconds": f"{summary['seconds']:.0f}",
+                "seconds, with the last evaluation": f"{summary['seconds']:.0f}",
             }
         ),
         '<div class="pictures">',
@@ -103,9 +104,9 @@ def _write(folder: Path, text: str) -> None:
 
 def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:
     """The charts of runs, given by number, name and metrics."""
-    shown = CURVES
-    if runs and all(math.isnan(row["kl"]) for _, _, rows in runs for row in rows):  # of one's own points
-        shown = CURVES[1:]
+    every = [row for _, _, rows in runs for row in rows]
+    # Not what does not apply, such as the KL of one's own points, or is zero throughout, as an exact one's error is.
+    shown = [curve for curve in CURVES if any(math.isfinite(row[curve[0]]) and row[curve[0]] for row in every)]
     parts = ["<h2>Curves</h2>", AXIS_CHOICE, _legend(runs)]
     for key, kind, label in AXES:
         parts.append(f'<div class="charts {kind}">')
@@ -133,16 +134,17 @@ def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, st
     names = ["run", "learned", "KL, nats", *keys, *SHOWN.values()]
     if failed := any(row.error is not None for row in rows):
         names.append("error")
-    heads = (f"<th{'' if name == 'learned' else ' data-sort'}>{html.escape(name)}</th>" for name in names)
+    heads = map(_head, names)
     lines = []
     for row, told in sorted(zip(rows, told_apart), key=lambda pair: pair[0].rank):
         run = f"{swatch(row.number)} {row.number}"
         if (row.folder / "report.html").exists():
             run = f'<a href="{quote(row.folder.relative_to(sweep).as_posix())}/report.html">{run}</a>'
         figures = row.figures
-        texts = {"kl": "", **{key: _short(figures.get(key)) for key in SHOWN}, row.measure: row.merit_in_words}
+        texts = {"kl": "", **{key: _short(figures.get(key)) for key in SHOWN}}
         if figures:
-            texts["seconds"] = f"{figures['seconds']:.0f}"
+            texts |= {"nll": in_digits(figures["nll"]), "seconds": f"{figures['seconds']:.0f}"}
+        texts[row.measure] = row.merit_in_words
         cells = [f'<td data-value="{row.number}">{run}</td>', f"<td>{_thumbnail(row.folder)}</td>"]
         cells += [_cell(texts["kl"], figures.get("kl")), *(f"<td>{html.escape(told[key])}</td>" for key in keys)]
         cells += [_cell(texts[key], figures.get(key)) for key in SHOWN]
@@ -153,6 +155,13 @@ def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, st
         f'<div class="scroll"><table class="sortable"><thead><tr>{"".join(heads)}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+
+
+def _head(name: str) -> str:
+    if name == "learned":
+        return f"<th>{name}</th>"
+    first = ' aria-sort="ascending"' if name == "KL, nats" else ""
+    return f'<th data-sort{first}><button type="button">{html.escape(name)}</button></th>'
 
 
 def _cell(text: str, value: float | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -178,7 +179,8 @@ class Sweep:
         elif isinstance(path := config.data.get("path"), str):
             config.data.path = os.path.join(self.begun_in, os.path.expanduser(path))
         try:
-            return run(config, folder)
+            with contextlib.nullcontext() if self.is_here else _named(row.number):
+                return run(config, folder)
         except Interrupted as stop:
             raise Interrupted(stop.number, self._how_to_go_on(f"in run {row.number}")) from None
         except (UnwritableError, BrokenPipeError) as error:
@@ -228,12 +230,11 @@ class Sweep:
         failed = sum(1 for row in rows if row.error is not None)
         best = min((row for row in rows if row.figures), key=lambda row: row.rank, default=None)
         if best is not None:
-            print(
-                f"lowest {best.measure.upper()} {best.merit:.4f} nats, in run {best.number}: {' '.join(best.overrides)}"
-            )
+            print(f"lowest {best.headline} nats, in run {best.number}: {' '.join(best.overrides)}")
         print(f"{len(rows)} run{'s' * (len(rows) != 1)}; table, sheets and report in {self.folder}")
         if failed:
-            print(f"{failed} of {len(rows)} runs failed: see the last rows of summary.csv", file=sys.stderr)
+            again = "" if self.is_search else f"; to try them again: {self.command}"
+            print(f"{failed} of {len(rows)} runs failed: see the last rows of summary.csv{again}", file=sys.stderr)
         if lost := sum(1 for row in rows if not row.ended):
             print(f"{lost} of {len(rows)} runs have no result; {self._how_to_go_on('short')}", file=sys.stderr)
         if failed or lost:
@@ -258,6 +259,30 @@ def finish(folder: Path) -> None:
             print(f"all runs have ended, but the sweep's {name} cannot be made: {why}", file=sys.stderr)
     if lost:
         raise SystemExit(1)
+
+
+class _Named(io.TextIOBase):
+    """What is written to it goes to `stream`, a name before each line. It is no terminal, so that no bar is drawn."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name, self._begins = stream, name, True
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines(keepends=True):
+            self._stream.write(self._name * self._begins + line)
+            self._begins = line.endswith("\n")
+        return len(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+@contextlib.contextmanager
+def _named(number: int) -> Iterator[None]:
+    """While entered, lines say which run they are of: those of several, at work at once, come in between each other."""
+    output, errors = (_Named(stream, f"run {number}: ") for stream in (sys.stdout, sys.stderr))
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        yield
 
 
 def _wait_for_others(folder: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from arguments import ArgumentError
 from atomic import locked, write_atomically
+from training.figures import with_error
 
 __all__ = ["SWEEP", "SweepRow", "differences", "in_words", "read_rows", "write_table"]
 
@@ -64,11 +65,8 @@ class SweepRow:
 
     @property
     def merit_in_words(self) -> str:
-        """The merit with its standard error, as short as a panel is narrow; empty where the run has none."""
-        if not self.figures:
-            return ""
-        both = (self.merit, self.figures[f"{self.measure}_stderr"])
-        return " ± ".join(f"{figure:.4f}" if abs(figure) < 1000 else f"{figure:.4g}" for figure in both)
+        """The merit with its standard error; empty where the run has none."""
+        return with_error(self.merit, self.figures[f"{self.measure}_stderr"]) if self.figures else ""
 
     @property
     def headline(self) -> str:
@@ -125,7 +123,7 @@ def write_table(sweep: Path) -> None:
         for row in rows:
             figures = [row.figures.get(key) for key in keys]
             writer.writerow([row.number, " ".join(row.overrides), *figures, row.error])
-        write_atomically(sweep / "summary.csv", table.getvalue().encode())
+        write_atomically(sweep / "summary.csv", table.getvalue().encode(errors="replace"))  # paths may be no text
 
 
 @contextlib.contextmanager

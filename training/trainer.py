@@ -226,9 +226,8 @@ class Trainer:
         return evaluation
 
     def _say(self, bar: tqdm, evaluation: Evaluation) -> None:
-        """Show the figures of the epoch that has ended: beside the bar, and in a line that stays."""
+        """Show the figures of the epoch that has ended, in a line that stays above the bar."""
         row = self.progress.rows[-1]
-        bar.set_postfix_str(f"loss {row['loss']:.3f}, {evaluation.headline}")
         nll = "" if evaluation.kl is None else f"   NLL {evaluation.nll:.4f}"
         bar.write(
             f"epoch {row['epoch']:>3}/{self.epochs}   loss {row['loss']:.3f}{nll}   "
@@ -310,7 +309,6 @@ class Trainer:
         progress.epoch += 1
         progress.seconds = self._seconds()
         figures = asdict(evaluation) | {"lipschitz_in_training": progress.lipschitz}
-        del figures["nll_stderr"]  # the same as that of the KL, where there is one
         loss = progress.loss_sum / progress.step_in_epoch
         progress.rows.append(
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
@@ -381,7 +379,7 @@ class Trainer:
         return f"step {step}" if len(looked_at) == 1 else f"one of the steps {step - len(looked_at) + 1} to {step}"
 
     def _stop_not_finite(self, what: str, cause: str) -> NoReturn:
-        last = f"the last good checkpoint is {self.folder / 'checkpoint.pt'}"
+        last = f"the last good checkpoint is {self.folder / 'checkpoint.pt'}, from which resume= would end here again"
         raise NonFiniteError(f"{what} is not finite: {cause}; {last}")
 
     def _hold_contraction(self) -> None:
@@ -455,7 +453,8 @@ class Trainer:
 
     def _write_metrics(self) -> None:
         table = io.StringIO()
-        writer = csv.DictWriter(table, list(self.progress.rows[0]), lineterminator="\n")
+        columns = dict.fromkeys(key for row in self.progress.rows for key in row)  # an earlier version may lack some
+        writer = csv.DictWriter(table, list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(self.progress.rows)
         write_atomically(self.folder / "metrics.csv", table.getvalue().encode())
