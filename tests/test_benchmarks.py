@@ -142,12 +142,13 @@ class TestRun:
         assert len(list(runs_folder.iterdir())) == 2
 
 
-def test_the_readmes_table_is_that_of_its_record(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("seconds", ["60", "300"])
+def test_the_readmes_tables_are_those_of_its_record(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], seconds: str
 ) -> None:
     """Medians, bold and all."""
     shutil.copy(PROJECT / "docs" / "flows.csv", tmp_path)  # beside which a figure is drawn
-    monkeypatch.setattr(sys, "argv", ["flows", "--csv", f"{tmp_path}/flows.csv", "--show", "--seconds", "300"])
+    monkeypatch.setattr(sys, "argv", ["flows", "--csv", f"{tmp_path}/flows.csv", "--show", "--seconds", seconds])
     equal_time.compare("flows", "", flows.FLOWS, flows.DENSITIES, "data={data}", (60.0, 300.0))
     readme = (PROJECT / "README.md").read_text(encoding="utf-8").splitlines()
 
