@@ -76,6 +76,8 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
     middle = (LEFT + WIDTH - RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{HEIGHT - 5}" text-anchor="middle">{html.escape(x_label)}</text>')
     for line, found in lines:
+        if not found:
+            continue
         kind = "line dot" if len(found) == 1 else "line"
         found = found * 2 if len(found) == 1 else found  # a line of one point would not be drawn
         found = [*found[: -1 : -(-len(found) // MOST_POINTS)], found[-1]]

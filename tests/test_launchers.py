@@ -182,7 +182,7 @@ def test_an_extra_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, "hydra_plugins.hydra_joblib_launcher.joblib_launcher", None)
     result = run("train", "-m", *TINY, "hydra/launcher=joblib")
     assert result.status == 2
-    assert "hydra/launcher accepts what is installed (the extras: pip install -r requirements-sweeps.txt" in result.err
+    assert "hydra/launcher accepts what is installed (pip install -r requirements-sweeps.txt" in result.err
     assert not list(tmp_path.iterdir())
 
 

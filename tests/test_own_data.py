@@ -338,7 +338,8 @@ class TestRun:
         nlls = [float(row["nll"]) for row in rows]
         assert nlls == sorted(nlls)
         assert {row["kl"] for row in rows} == {""}
-        assert f"lowest NLL {nlls[0]:.4f} nats, in run {rows[0]['number']}" in result.out
+        assert f"lowest NLL {nlls[0]:.4f} ± " in result.out
+        assert f" nats, in run {rows[0]['number']}: " in result.out
         PIL.Image.open(sweep / "sheet.png").load()
         for page in (sweep / "report.html", sweep / "0" / "report.html"):
             text = page.read_text()

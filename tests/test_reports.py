@@ -65,7 +65,9 @@ class TestChart:
     def test_what_is_not_finite_is_left_out(self) -> None:
         (line,) = self.points(chart("a", "step", [Series("", 0, [1, 2, 3], [1.0, float("nan"), 2.0])]))
         assert len(line) == 2
-        assert "no values" in chart("a", "step", [Series("", 0, [1], [float("nan")])])
+        nothing = Series("", 0, [1], [float("nan")])
+        assert "no values" in chart("a", "step", [nothing])
+        assert len(self.points(chart("a", "step", [nothing, Series("", 1, [1, 2], [1.0, 2.0])]))) == 1
 
     def test_one_point_is_seen(self) -> None:
         text = chart("a", "step", [Series("", 0, [3], [2.0]), Series("", 1, [1, 2], [1.0, 2.0])])
