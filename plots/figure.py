@@ -74,7 +74,7 @@ def add_color_bar(axes: Axes, shown: ScalarMappable, label: str, extend: str = "
     """Fill `axes` with the colour scale of `shown`; `extend` is matplotlib's."""
     bar = axes.figure.colorbar(shown, cax=axes, extend=extend)
     bar.ax.tick_params(labelsize=9, length=2, pad=2)
-    bar.formatter.set_powerlimits((-2, 4))  # long labels would push the bar's own out of the picture
+    bar.formatter.set_powerlimits((-3, 4))  # long labels would push the bar's own out of the picture
     bar.outline.set(linewidth=0.4)
     bar.set_label(label, fontsize=9, labelpad=2)
 
