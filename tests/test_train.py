@@ -48,7 +48,7 @@ Run = Callable[..., Result]
 
 COLUMNS = [
     "epoch", "step", "loss", "nll", "kl", "kl_stderr", "lipschitz", "inverse_error", "inverse_bound",
-    "logdet_bias", "logdet_std", "lipschitz_in_training",
+    "logdet_bias", "logdet_std", "lipschitz_in_training", "nll_stderr",
 ]  # fmt: skip
 KEYS = [
     "flow", "data", "estimator", "seed", "device", "parameters", "steps", "train_seconds", "plot_seconds",

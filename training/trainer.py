@@ -309,6 +309,7 @@ class Trainer:
         progress.epoch += 1
         progress.seconds = self._seconds()
         figures = asdict(evaluation) | {"lipschitz_in_training": progress.lipschitz}
+        figures["nll_stderr"] = figures.pop("nll_stderr")  # last: scripts may know columns by their place
         loss = progress.loss_sum / progress.step_in_epoch
         progress.rows.append(
             {"epoch": progress.epoch, "step": progress.step, "seconds": progress.seconds, "loss": loss, **figures}
