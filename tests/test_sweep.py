@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -22,9 +24,10 @@ from atomic import locked
 from plots.sheet import Sheet
 from tests.conftest import TINY, Result, start, table
 from training import sheets
+from training.command_line import _show_each_line
 from training.interruption import Interrupted
 from training.overrides import parse
-from training.sweep import Sweep, _wait_for_others, combinations
+from training.sweep import Sweep, _named, _wait_for_others, combinations
 from training.sweep_table import SweepRow, differences, in_words, read_rows
 
 Run = Callable[..., Result]
@@ -352,6 +355,16 @@ class TestSweep:
         result = run("train", "-m", "resume=.")
         assert result.status == 2
         assert "resume accepts a folder written by train.py -m, with its sweep.json; got '.', whose" in result.err
+
+    def test_lines_of_runs_at_work_at_once_say_whose_they_are(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """And come at once, whatever letters they hold, as those of one run do."""
+        seen = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(seen, encoding="ascii"))
+        with _named(3):
+            _show_each_line()
+            assert not sys.stdout.isatty()
+            print("a", "ö", end="\n\n")
+            assert seen.getvalue() == b"run 3: a ?\nrun 3: \n"
 
     def test_of_one_setting_the_last_values_count(self) -> None:
         """As in Hydra's own sweeps."""

@@ -276,6 +276,9 @@ class _Named(io.TextIOBase):
     def flush(self) -> None:
         self._stream.flush()
 
+    def __getattr__(self, name: str) -> Any:  # such as `reconfigure`, by which lines come at once
+        return getattr(self._stream, name)
+
 
 @contextlib.contextmanager
 def _named(number: int) -> Iterator[None]:
