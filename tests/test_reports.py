@@ -21,7 +21,8 @@ from tests.conftest import PROJECT, TINY, Result, composed
 from training import defaults
 from training.configuration import load_config
 from training.defaults import changed_settings
-from training.report import _changed_in_all
+from training.report import _changed_in_all, _seeds_table
+from training.sweep_table import SweepRow, differences
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -176,6 +177,28 @@ def test_a_flow_may_go_on_from_another(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(defaults, "CONFIGS", tmp_path)
     assert defaults.choices_of("deeper") == defaults.choices_of("iresnet")
     assert defaults.choices_of("deeper")["estimator"] == "truncated"
+
+
+def test_runs_that_differ_by_seed_alone_are_one_line() -> None:
+    def seeds_table(*runs: tuple[str, float | None]) -> list[list[str]]:
+        rows = [
+            SweepRow(Path(), number, typed.split(), None if kl else "failed", {"kl": kl} if kl else {})
+            for number, (typed, kl) in enumerate(runs)
+        ]
+        text = "".join(_seeds_table(rows, differences(rows)))
+        found = [re.findall("<td[^>]*>(.*?)</td>", line) for line in re.findall("<tr>(.*?)</tr>", text)]
+        return [re.findall("<button[^>]*>(.*?)</button>", text), *found[1:]] if text else []
+
+    found = [("a", 0, 0.3), ("b", 0, 0.5), ("a", 1, 0.0001), ("b", 1, None), ("a", 2, 0.2), ("c", 0, None)]
+    assert seeds_table(*((f"flow={flow} seed={seed}", kl) for flow, seed, kl in found)) == [
+        ["flow", "seeds", "median KL, nats", "lowest", "highest"],
+        ["a", "3", "0.2000", "0.00010", "0.3000"],
+        ["b", "1 of 2", "0.5000", "0.5000", "0.5000"],
+        ["c", "0 of 1", "", "", ""],
+    ]
+    assert seeds_table(("seed=0", 0.1), ("seed=1", 0.4))[1:] == [["2", "0.2500", "0.1000", "0.4000"]]
+    assert seeds_table(("flow=a seed=0", 0.1), ("flow=b seed=1", 0.4)) == []
+    assert seeds_table(("flow=a", 0.1), ("flow=a", 0.4)) == []  # nor do they differ by a seed
 
 
 @pytest.fixture

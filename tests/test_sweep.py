@@ -6,6 +6,7 @@ import errno
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -88,7 +89,10 @@ class TestSweep:
             assert f"flow={summary['flow']} data={summary['data']}" in row["overrides"]
             assert {key: row[key] for key in summary} == {key: str(value) for key, value in summary.items()}
             assert row["error"] == ""
-        assert "lowest KL" in result.out
+        for data in ("moons", "rings"):  # each has a lowest of its own
+            best = next(row for row in rows if row["data"] == data)
+            ending = f" nats on {data}, in run {best['number']}: {best['overrides']}\n"
+            assert re.search(r"^lowest KL \S+ ± \S+" + re.escape(ending), result.out, re.MULTILINE)
         with Image.open(sweep / "sheet.png") as sheet, Image.open(sweep / "sheet.gif") as animation:
             assert sheet.size == animation.size
             assert animation.n_frames == 2
@@ -401,4 +405,6 @@ def test_runs_are_told_apart_by_what_differs() -> None:
     assert first == ["iresnet", "lr=0.01235", "data.noise=1", "flow.noise=1"]
     assert second == ["resflow", "lr=0.5", "data.noise=2", "flow.noise=2"]
     assert in_words({"seed": "20240101"}) == ["seed=20240101"]
+    added = [SweepRow(Path(), number, [f"++data.noise={number}", "+data.seed=3"]) for number in range(2)]
+    assert differences(added) == [{"data.noise": "0"}, {"data.noise": "1"}]
     assert in_words({"flow.coeff": "0.99999"}) == ["coeff=0.99999"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ CURVES = (
     ("logdet_bias", "estimator's error: mean over the held-out points, nats", False),
 )
 AXES = (("step", "by-step", "step"), ("seconds", "by-time", "seconds"))
-VERSIONS = ("python", "torch", "numpy", "git_commit", "git_dirty", "device", "threads", "config_sha256")
+VERSIONS = ("python", "torch", "numpy", "git_commit", "git_dirty", "device", "cpu_capability", "threads",
+            "config_sha256")  # fmt: skip
 SHOWN = {"nll": "NLL, nats", "lipschitz": "Lipschitz", "seconds": "seconds"}
 """Figures of a sweep's table, beside the KL."""
 AXIS_CHOICE = (
@@ -83,6 +85,7 @@ def write_sweep_report(sweep: Path) -> None:
         '<div class="pictures">',
         picture(sweep / "sheet.gif", "what each run has learned, epoch by epoch", wide=True),
         "</div>",
+        *_seeds_table(rows, told_apart),
         "<h2>Runs</h2>",
         _runs_table(sweep, rows, told_apart),
         *_curves(
@@ -128,13 +131,34 @@ def _legend(runs: list[tuple[int, str, list[dict[str, float]]]]) -> str:
     return f'<p class="legend">{"".join(entries)}</p>'
 
 
+def _seeds_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> list[str]:
+    """What runs came to that differ by their seed alone, a line for all of them; nothing where no two do."""
+    groups: dict[tuple[str, ...], list[SweepRow]] = {}
+    for row, told in zip(rows, told_apart):
+        groups.setdefault(tuple(value for key, value in told.items() if key != "seed"), []).append(row)
+    keys = list(told_apart[0]) if rows else []
+    if "seed" not in keys or len(groups) == len(rows):
+        return []
+    measures = " or ".join(sorted({row.measure.upper() for row in rows if row.figures})) or "KL"
+    names = [*(key for key in keys if key != "seed"), "seeds", f"median {measures}, nats", "lowest", "highest"]
+    lines = []
+    for values, runs in groups.items():
+        merits = [row.merit for row in runs if row.figures]
+        seeds = str(len(runs)) if len(merits) == len(runs) else f"{len(merits)} of {len(runs)}"
+        cells = [f"<td>{html.escape(text)}</td>" for text in (*values, seeds)]
+        for summary in (statistics.median, min, max):
+            value = summary(merits) if merits else None
+            cells.append(_cell("" if value is None else in_digits(value), value))
+        lines.append(f"<tr>{''.join(cells)}</tr>")
+    return ["<h2>Over seeds</h2>", _sortable(names, lines)]
+
+
 def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, str]]) -> str:
-    """The runs, the best first by `SweepRow.rank`; a click on a column's head sorts by it."""
+    """The runs, the best first by `SweepRow.rank`."""
     keys = list(told_apart[0]) if rows else []
     names = ["run", "learned", "KL, nats", *keys, *SHOWN.values()]
     if failed := any(row.error is not None for row in rows):
         names.append("error")
-    heads = map(_head, names)
     lines = []
     for row, told in sorted(zip(rows, told_apart), key=lambda pair: pair[0].rank):
         run = f"{swatch(row.number)} {row.number}"
@@ -151,8 +175,14 @@ def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, st
         if failed:
             cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
         lines.append(f'<tr data-index="{row.number}">{"".join(cells)}</tr>')
+    return _sortable(names, lines)
+
+
+def _sortable(names: list[str], lines: list[str]) -> str:
+    """A table of `lines` below columns of these names; a click on one sorts by it."""
+    heads = "".join(map(_head, names))
     return (
-        f'<div class="scroll"><table class="sortable"><thead><tr>{"".join(heads)}</tr></thead>'
+        f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 

@@ -16,7 +16,7 @@ from plots.sheet import Panel, Sheet, Strip
 from training.configuration import load_config
 from training.density_grid import has_density, load_density, load_target
 from training.run_folder import load_metrics
-from training.sweep_table import SweepRow, differences, in_words, read_rows
+from training.sweep_table import SweepRow, differences, in_words, of_data, read_rows
 
 __all__ = ["draw_sheets", "thumbnail"]
 
@@ -38,8 +38,7 @@ def draw_sheets(sweep: Path) -> None:
         config = load_config(row.folder, "resume")
         key = OmegaConf.to_yaml(config.data)
         if key not in strips:
-            of_data = {key: value for key, value in difference.items() if key.startswith("data.")}
-            words = [*f"{target.name}: {config.choices.data}".split(), *in_words(of_data)]
+            words = [*f"{target.name}: {config.choices.data}".split(), *in_words(of_data(difference))]
             strips[key] = Strip(words, target.density, target.window, [])
         strips[key].panels.append(_panel(row, difference))
     measures = " or ".join(sorted({row.measure.upper() for row in rows if row.figures}))

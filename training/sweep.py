@@ -31,7 +31,7 @@ from training.diagnosis import OUT_OF_MEMORY, is_of_memory
 from training.interruption import SIGPIPE, Interrupted, stop_signals
 from training.report import write_sweep_report
 from training.run_folder import STOPPED, UnwritableError, load_summary, resuming
-from training.sweep_table import SWEEP, SweepRow, read_rows, write_table
+from training.sweep_table import SWEEP, SweepRow, differences, in_words, of_data, read_rows, write_table
 
 __all__ = ["Run", "Sweep", "SweepCallback", "belongs_to_sweep", "combinations", "finish"]
 
@@ -228,9 +228,14 @@ class Sweep:
         """
         rows = read_rows(self.folder)
         failed = sum(1 for row in rows if row.error is not None)
-        best = min((row for row in rows if row.figures), key=lambda row: row.rank, default=None)
-        if best is not None:
-            print(f"lowest {best.headline} nats, in run {best.number}: {' '.join(best.overrides)}")
+        targets: dict[str, list[SweepRow]] = {}  # of which each has a lowest of its own
+        for row, told in zip(rows, differences(rows)):
+            if row.figures:
+                target = in_words({"data": row.figures["data"], **of_data(told)})
+                targets.setdefault(" ".join(target), []).append(row)
+        for target, runs in targets.items():
+            best, on = min(runs, key=lambda row: row.rank), f" on {target}" if len(targets) > 1 else ""
+            print(f"lowest {best.headline} nats{on}, in run {best.number}: {' '.join(best.overrides)}")
         print(f"{len(rows)} run{'s' * (len(rows) != 1)}; table, sheets and report in {self.folder}")
         if failed:
             again = "" if self.is_search else f"; to try them again: {self.command}"

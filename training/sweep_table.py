@@ -17,7 +17,7 @@ from arguments import ArgumentError
 from atomic import locked, write_atomically
 from training.figures import with_error
 
-__all__ = ["SWEEP", "SweepRow", "differences", "in_words", "read_rows", "write_table"]
+__all__ = ["SWEEP", "SweepRow", "differences", "in_words", "of_data", "read_rows", "write_table"]
 
 FILE = "row.json"
 SWEEP = "sweep.json"  # in the folder of a sweep: what was typed for it
@@ -93,8 +93,9 @@ class SweepRow:
         write_atomically(self.folder / FILE, (json.dumps(row, indent=2) + "\n").encode())
 
     def value(self, key: str) -> str | None:
-        """What the overrides say of `key`."""
-        values = [value for name, _, value in (item.partition("=") for item in self.overrides) if name == key]
+        """What the overrides say of `key`, which may have been typed as `+key` or `++key`."""
+        settings = (item.lstrip("+").partition("=") for item in self.overrides)
+        values = [value for name, _, value in settings if name == key]
         return values[-1] if values else None
 
 
@@ -135,13 +136,18 @@ def _alone(sweep: Path) -> Iterator[None]:
 
 def differences(rows: Sequence[SweepRow]) -> list[dict[str, str]]:
     """The settings that are not the same in all of `rows`, with each one's values: those that tell runs apart."""
-    keys = dict.fromkeys(item.partition("=")[0] for row in rows for item in row.overrides)
+    keys = dict.fromkeys(item.lstrip("+").partition("=")[0] for row in rows for item in row.overrides)
     differing = [key for key in keys if len({row.value(key) for row in rows}) > 1]
     return [{key: row.value(key) or "default" for key in differing} for row in rows]
 
 
+def of_data(difference: dict[str, str]) -> dict[str, str]:
+    """Those that make another target of one density: `data.noise`, but not `data`."""
+    return {key: value for key, value in difference.items() if key.startswith("data.")}
+
+
 def in_words(difference: dict[str, str]) -> list[str]:
-    """The same for a narrow place: `iresnet` for flow=iresnet, `lr=0.0123` for optimizer.lr=0.01234567."""
+    """Differences for a narrow place: `iresnet` for flow=iresnet, `lr=0.0123` for optimizer.lr=0.01234567."""
     short = [key.rpartition(".")[2] for key in difference]
     words = []
     for (key, value), name in zip(difference.items(), short):
