@@ -93,7 +93,8 @@ def through_chain(
 
     Raises:
         CompileError: see `library_of`.
-        InverseError: rounding keeps the residual of an inverted block above what is asked for.
+        InverseError: Lip(g) of an inverted block exceeds its bound, or rounding keeps the residual above what is
+            asked for.
         ValueError: the chain is not of d dimensions.
     """
     return _Chain.apply(activation, x, inverted, *chain.tensors())
@@ -255,7 +256,9 @@ class _Call:
             )
         )  # fmt: skip
         if min(solved) < 0:
-            raise InverseError("a block is not inverted: rounding keeps its residual above the tolerance")
+            raise InverseError(
+                "a block is not inverted: Lip(g) exceeds its bound, or rounding keeps the residual above the tolerance"
+            )
         # Outputs of an autograd node hold on to it: what it keeps must be other tensors.
         self.jacobians = jacobians.detach() if keep and any(self._inverted) else None
         return self.inputs[-1].clone(), jacobians

@@ -34,8 +34,9 @@ COARSE_STEPS = 4
 COARSE_RESIDUAL = 1e-5  # one step more, and what is left is rounding
 
 TRAINING_TOLERANCE = 1e-4  # far below the noise of a gradient
-# Where a look at the residual would make the host wait: so many of Newton's, and more where L is near one. Kepler's
-# equation, where every other one goes far astray and is taken back, needs 0.62 / (1 - L).
+# Newton steps where nobody looks at the residual, since the host would wait for the device: 20, or 0.7 / (1 - L) if
+# that is more. The worst case known is Kepler's equation, x - L sin(x) = z: every other step overshoots and is taken
+# back, and it needs 0.62 / (1 - L).
 STEPS_WITHOUT_LOOKING, STEPS_BY_GAP = 20, 0.7
 
 
@@ -138,7 +139,7 @@ def solve_in_training(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
     would wait.
 
     Raises:
-        InverseError: `z` is not finite, or rounding keeps the bound above the tolerance.
+        InverseError: `z` is not finite, Lip(g) exceeds L, or rounding keeps the bound above the tolerance.
     """
     if z.device.type != "cpu":
         return _solve_without_looking(g_of, L, z)

@@ -46,7 +46,7 @@ class FlowOfBlocks(Flow):
     """Blocks of networks of one shape. In training their weights are normalized, and their estimates made, together.
 
     Args:
-        blocks: each of one bijection or several, all with one estimator. A Standardize may be put before all.
+        blocks: each of one bijection or several. The first one's estimator serves all; a Standardize may be put before.
         dimensions: d.
         actnorm: whether ActNorm stands before each block and after the last.
 
@@ -75,13 +75,14 @@ class FlowOfBlocks(Flow):
             return reason
         try:
             for dtype in (torch.float32, torch.float64):  # for training; for all that follows
-                series.library_of(dtype)
+                if self.estimates:
+                    series.library_of(dtype)
                 if self._is_plain_chain:
                     chain.library_of(self._activation, dtype)
                     power_iteration.library_of(dtype)
         except CompileError as error:
             return str(error)
-        self.estimator.compiled = True
+        self.estimator.compiled = self.estimates
         if self._is_plain_chain:
             self.compiled = True
             for net in self._nets:
@@ -123,6 +124,7 @@ class FlowOfBlocks(Flow):
     @torch.no_grad()
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if not self._inverts_as_chain(z):
+            self._certificate()  # which the inverse of an inverse block, a forward pass, does not ask for
             return super().inverse(z)
         x = self._invert_as_chain(z, with_path=False)[-1]
         return x.to(z.dtype), -self._evaluate(x)[1].to(z.dtype)
@@ -130,12 +132,14 @@ class FlowOfBlocks(Flow):
     @torch.no_grad()
     def preimage(self, z: Tensor) -> Tensor:
         if not self._inverts_as_chain(z):
+            self._certificate()
             return super().preimage(z)
         return self._invert_as_chain(z, with_path=False)[-1].to(z.dtype)
 
     @torch.no_grad()
     def inverse_path(self, z: Tensor) -> list[Tensor]:
         if not self._inverts_as_chain(z):
+            self._certificate()
             return super().inverse_path(z)
         return [z.clone(), *self._invert_as_chain(z, with_path=True).to(z.dtype)]
 

@@ -708,6 +708,21 @@ def test_what_cannot_be_inverted_is_an_error() -> None:
         twin.log_prob(x)
 
 
+@pytest.mark.parametrize("way", ["inverse", "preimage", "inverse_path"])
+@pytest.mark.parametrize("training", [True, False])
+def test_no_way_back_is_uncertified(way: str, training: bool) -> None:
+    """Nor that of an inverse block, which is there without a solution: where Lip(g) > 1, z + g(z) is no bijection."""
+    flow, x = make(Exact(), kind=ImplicitFlow)
+    flow.train(training)
+    getattr(flow, way)(x)
+    for layer in flow._nets[1].layers:
+        layer.u *= 1e-3
+        layer.weight.data *= 3
+    assert isinstance(flow._blocks[1], InverseBlock)
+    with pytest.raises(InverseError, match="Lipschitz constant is"):
+        getattr(flow, way)(x)
+
+
 @pytest.mark.parametrize("kind", FLOWS)
 def test_not_finite_stays_not_finite(kind: type[FlowOfBlocks]) -> None:
     flow, x = make(Exact(), kind=kind, activation="lipswish")
@@ -747,6 +762,15 @@ def test_where_nothing_can_be_compiled_it_says_why(tmp_path: Path, monkeypatch: 
     library_of.cache_clear()
     assert "there is no C compiler" in flow.compile_for(CPU)
     assert not flow.compiled
+
+
+def test_what_has_nothing_to_compile_needs_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object) -> None:
+        raise CompileError("there is no C compiler")
+
+    monkeypatch.setattr(series, "library_of", none)
+    assert IDenseNet(2, Exact(), blocks=1, width=3).compile_for(CPU) is None
+    assert IDenseNet(2, Truncated(), blocks=1, width=3).compile_for(CPU) == "there is no C compiler"
 
 
 def test_several_may_compile_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from datasets.checkerboard import Checkerboard
+from flows.bijection import InverseError
 from tests.conftest import TINY, Result
 from training import trainer
 from training.batches import stratified
@@ -148,6 +149,23 @@ class TestElsewhere:
         result = run("train", *SHORT, "trainer.steps_per_epoch=11", folder=tmp_path / "run")
         assert result.status == 1
         assert "the loss of one of the steps 9 to 11 is not finite" in result.err
+
+
+def test_a_forward_pass_that_is_not_solved_ends_the_run_and_says_where(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backward = Learner.backward
+
+    def fail(self: Learner, x: Tensor) -> Tensor:
+        if self.steps == 7:
+            raise InverseError("a block is not inverted: Lip(g) exceeds its bound")
+        return backward(self, x)
+
+    monkeypatch.setattr(Learner, "backward", fail)
+    result = run("train", *SHORT, folder=tmp_path / "run")
+    assert result.status == 1
+    assert "step 8: a block is not inverted: Lip(g) exceeds its bound; a lower optimizer.lr may help" in result.err
+    assert f"checkpoint is {tmp_path / 'run' / 'checkpoint.pt'}" in result.err
 
 
 def test_the_bar_of_a_run_that_time_will_end_ends_with_it(

@@ -24,6 +24,7 @@ from arguments import Range, check_arguments, checked
 from atomic import write_atomically
 from datasets import Target
 from flows import Flow
+from flows.bijection import InverseError
 from flows.precision import evaluation_device
 from training.batches import stratified
 from training.captured import CapturedLearner
@@ -52,7 +53,7 @@ MOST_REPAIRS = 6
 
 STEPS_AT_ONCE = 2000  # of an epoch, whose points are drawn, and made to cover the target evenly, together
 POINTS_AT_ONCE = 2**24  # at most: seconds of work, in which no signal is heard
-FEWEST_DEALT = 10  # batches that points are dealt into, used or not: one alone would be all points, even or not
+FEWEST_DEALT = 10  # batches drawn at least, though fewer are used: one alone is all its points, no evener than chance
 
 HELD_OUT_STREAM = 0  # training epochs use the streams 1, 2, ...
 FEWEST_POINTS_TO_INITIALIZE = 1024
@@ -198,6 +199,8 @@ class Trainer:
         Raises:
             NonFiniteError: a number is not finite; the folder's checkpoint is the last good one.
             ContractionError: a Lipschitz bound cannot be held.
+            InverseError: a block is not inverted to its tolerance.
+            OSError: a file of the folder cannot be written.
             Interrupted: a signal came; the folder's checkpoint is of the step that it met.
         """
         progress, total = self.progress, self.epochs * self.steps_per_epoch
@@ -253,7 +256,13 @@ class Trainer:
         began, losses, norms = time.perf_counter(), [], []
         self.learner.flow.train()
         for batch in self._batches():
-            losses.append(self.learner.backward(batch))
+            try:
+                losses.append(self.learner.backward(batch))
+            except InverseError as error:  # of a flow whose forward pass is solved for
+                where = f"the last good checkpoint is {self.folder / 'checkpoint.pt'}"
+                raise ContractionError(
+                    f"step {progress.step + 1}: {error}; a lower optimizer.lr may help; {where}"
+                ) from error
             progress.step += 1
             progress.step_in_epoch += 1
             look = progress.step_in_epoch % every == 0 or progress.step_in_epoch == self.steps_per_epoch
