@@ -54,7 +54,7 @@ class Job:
 
 
 JOB = typing.get_type_hints(Job)
-RESULTS = ("kl", "kl_stderr", "steps", "torch", "git_commit")  # of summary.json
+RESULTS = ("kl", "kl_stderr", "steps", "torch", "cpu_capability", "git_commit")  # of summary.json
 
 
 class Record:

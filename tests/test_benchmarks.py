@@ -19,7 +19,7 @@ from tests.conftest import PROJECT
 
 KL = {("moons", "a", 0): 0.5, ("moons", "a", 1): 0.03125, ("moons", "b", 0): 0.0625, ("rings", "b", 0): -0.0001,
       ("moons", "c", 0): 0.0652, ("rings", "c", 0): 0.0028}  # fmt: skip
-SUMMARY = {"kl_stderr": 0.001, "steps": 700, "torch": "2.13.0", "git_commit": "abc"}
+SUMMARY = {"kl_stderr": 0.001, "steps": 700, "torch": "2.13.0", "cpu_capability": "AVX2", "git_commit": "abc"}
 VARIANTS = {"a": ["flow=iresnet"], "b": ["flow=resflow"], "c": ["flow=implicit"]}
 
 

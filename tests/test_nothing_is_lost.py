@@ -438,6 +438,17 @@ def test_a_summary_says_what_it_was_made_with(run: Run, tmp_path: Path) -> None:
     git = subprocess.run(["git", "status", "--porcelain"], cwd=PROJECT, capture_output=True, text=True, check=False)
     assert summary["git_dirty"] == bool(git.stdout)
     assert (summary["threads"], summary["device"]) == (1, "cpu")
+    assert summary["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("estimator", ["exact", "russian_roulette"])
+def test_a_summary_says_whether_anything_was_compiled(run: Run, tmp_path: Path, estimator: str) -> None:
+    """Of an i-DenseNet only a series can be."""
+    settings = [setting for setting in TINY if not setting.startswith("compile")]
+    small = ("flow=idensenet", f"estimator={estimator}", "trainer.plots=false", "trainer.epochs=1")
+    result = run("train", *settings, *small, folder=tmp_path / "run")
+    assert result.summary["compiled"] == (estimator != "exact")
 
 
 def test_the_digest_of_settings_tells_them_apart(run: Run, whole: Result, tmp_path: Path) -> None:

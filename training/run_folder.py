@@ -115,8 +115,11 @@ def describe(config: DictConfig, device: torch.device, flow: Flow) -> dict[str, 
         "optimizer": config.choices.optimizer,
         "seed": config.seed,
         "device": str(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # by which sums of floats differ
         "threads": torch.get_num_threads(),
-        "compiled": any(getattr(part, "compiled", False) for part in flow.modules()),
+        "compiled": any(
+            getattr(part, "compiled", False) for part in (*flow.modules(), getattr(flow, "estimator", None))
+        ),
         "config_sha256": hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest(),
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": bool(_git("status", "--porcelain")),
