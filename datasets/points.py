@@ -20,8 +20,9 @@ FURTHEST = 1e4  # standard deviations from zero: a float32 has seven digits
 MIDDLE_FURTHEST = 1e5  # widths of the middle half from zero: a hundred numbers of float32 are in it
 NARROWEST, WIDEST = 1e-18, 1e18  # standard deviations: a density is per unit area, and a float32 ends at 3e38
 OUTSIDE = 0.0005  # share of the points that the window leaves out to each side
-# Of tails beside which all else would be a few cells, such as Cauchy's, more: half the window is then so many times
-# as wide as what is between the tails.
+# Beside heavy tails, such as Cauchy's, all else would be a few cells. So where the window would be more than EXTREME
+# times as wide, it leaves them out: TAIL, the share of the points to each side, and half the window is WITH_TAILS times
+# the range of the others.
 TAIL, WITH_TAILS, EXTREME = 0.025, 1.25, 8
 PER_CELL = 10  # points in a cell of the histogram, on average
 

@@ -147,6 +147,8 @@ class LipschitzNet(nn.Module, abc.ABC):
     """A network g from R^d to R^d with Lip(g) < 1, certified.
 
     A subclass makes `layers`, :class:`LipschitzLinear` all of them, `activations`, and the three methods below.
+    `lipschitz` may depend on the layers and on parameters of the net itself, on nothing else: flows keep what it
+    returned until one of these changes.
     """
 
     layers: nn.ModuleList

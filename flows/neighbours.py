@@ -88,5 +88,7 @@ def nsf(dimensions: int, transforms: Count = 4, bins: Count = 16, width: Count =
 def ffjord(dimensions: int, width: Count = 64, depth: Count = 2) -> Flow:
     """A continuous flow with its exact trace (Grathwohl et al. 2019, arXiv 1810.01367)."""
     flow = Flow(_bijections("CNF", dimensions, width, depth), dimensions)
-    flow.waits_for_device = True  # for its solver's errors; with weights that are NaN it would take steps for ever
+    # Its ODE solver reads its error in every step anyway; and a loss must be looked at before the next step, because
+    # with weights that are NaN the solver would never end.
+    flow.waits_for_device = True
     return flow

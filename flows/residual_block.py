@@ -93,7 +93,7 @@ class InverseBlock(ResidualBlock):
             z = solve_in_training(net, L, x)
         else:
             z = solve_fixed_point(self.net, x, self.tolerance)[0].to(x.dtype)
-        z = with_implicit_gradient(net, L, z, x)
+        z = with_implicit_gradient(net, L, z, x)  # there x is the solution and z is given, as in a residual block
         return z, measure(net, z)[1]
 
     @torch.no_grad()

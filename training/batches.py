@@ -11,16 +11,21 @@ BITS = 15  # of each coordinate's place on the curve: two of them fit into an in
 
 
 def stratified(x: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Deal the points `x`, shape (n, 2), on the host, into batches of which each has its share of every region.
+    """Deal points into batches of which each has its share of every region.
 
     Points are sorted along a Hilbert curve and cut into `batch_size` runs of neighbours, the strata, each of which
     gives every batch one point. So a batch's points are distributed as `x`, one by one, but not independent of each
     other: the mean over a batch of what varies little within a stratum, as much of a gradient does, has less variance
     than over independent points (Cochran 1977, Sampling Techniques, section 5.6).
 
+    Args:
+        x: shape (n, 2), n a multiple of `batch_size`, on the host.
+        batch_size: points of a batch, and strata.
+        generator: of the host; it decides which batch a point goes to.
+
     Returns:
-        Shape (n // batch_size, batch_size, 2): every point once, a batch in the order of the strata. Which batch a
-        point is dealt to is by chance, so the first few will do; a single one of all is as even as `x` is.
+        Shape (n / batch_size, batch_size, 2): every point once, a batch in the order of the strata. The first few
+        batches may be used alone. With n = `batch_size` there is nothing to deal: the one batch is all of `x`.
     """
     batches = len(x) // batch_size
     order = hilbert_index(x).argsort(stable=True).view(batch_size, batches)

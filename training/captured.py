@@ -39,7 +39,7 @@ class CudaGraphs:
         return result
 
     def capture(self, work: Work) -> tuple[Tensor, Callable[[], None]]:
-        """Return where `work` will leave its result, and what to call for it to be done: it has not been."""
+        """Record `work` without doing it; return the tensor that will hold its result, and what to call to do it."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # of this device: torch's own is of the first used
             result = work()

@@ -39,7 +39,7 @@ HOMES = {
     "logger": "training.tensorboard",
 }
 OPTIONAL = ("logger",)
-DEFAULTS = (POWER_ITERATIONS, 5)  # of power iterations, now and in earlier versions
+USUAL_POWER_ITERATIONS = (POWER_ITERATIONS, 5)  # the default, and that of earlier versions
 WAITING = ("optimizer", "trainer", "logger")  # groups that are built in two steps, `_partial_`
 HANDED_OVER = {
     "flow": ("dimensions",),
@@ -144,8 +144,9 @@ def build_flow(config: DictConfig, stored: bool = False) -> Flow:
         raise ArgumentError("estimator", accepts, config.choices.estimator)
     flow = build(config.flow, dimensions=2)
     iterations = config.trainer.get("power_iterations", POWER_ITERATIONS)
-    not_typed = DEFAULTS if stored else DEFAULTS[:1]  # one stands in every configuration
-    if flow.lipschitz() is None and iterations not in not_typed:
+    # The default stands in every configuration, of whatever flow: only another number must have been typed.
+    not_typed = USUAL_POWER_ITERATIONS if stored else USUAL_POWER_ITERATIONS[:1]
+    if iterations not in not_typed and flow.lipschitz() is None:
         accepts = f"nothing: flow={config.choices.flow} has no Lipschitz constant to hold"
         raise ArgumentError("trainer.power_iterations", accepts, repr(iterations))
     if _target_class(config).in_own_units:

@@ -55,8 +55,8 @@ class Interrupted(SystemExit):
 class Interruption:
     """While entered, the signals of `stop_signals` only set `number`; a second one acts at once, as ever.
 
-    One that comes after the last look at `number` acts at the end. Where an error ends it, a sweep or a launcher still
-    has its signal.
+    On leaving, the signal is raised again if nobody acted on it: it came after the last look at `number`; or an error
+    ended the work, and the handler before was a sweep's or a launcher's, which would otherwise start the next run.
     """
 
     def __init__(self) -> None:

@@ -15,8 +15,8 @@ __all__ = ["Optimizer", "Together"]
 class Optimizer(abc.ABC):
     """Moves parameters by their gradients, at one learning rate.
 
-    What is here of torch's optimizers is all that the learner uses, so that one of theirs serves as well. They are not
-    derived from, because the first use of one imports torch's compiler, which is a quarter of a start.
+    It has what the learner uses of `torch.optim.Optimizer`, so that one of torch's serves as well. It is not derived
+    from that, because the first use of one imports torch's compiler, a quarter of the time of a start.
 
     Args:
         parameters: on their device.
