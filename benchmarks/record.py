@@ -1,4 +1,4 @@
-"""What runs came to, in a CSV file with a row for each: what is there is not made again, on whatever day."""
+"""Results of runs in a CSV file with a row for each, so that a run with a row need never be made again."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Job:
     threads: int
     at_once: int
     settings: str
-    """Their digest: a variant may be another one later."""
+    """Digest of the settings: a variant of the same name may have others later."""
 
     @property
     def clock(self) -> Clock:
@@ -71,7 +71,7 @@ class Record:
             with open(self.path, newline="", encoding="utf-8") as file:
                 for row in csv.DictReader(file):
                     job = Job(**{name: kind(row[name]) for name, kind in JOB.items()})
-                    self._rows[job] = {name: row[name] for name in RESULTS}
+                    self._rows[job] = {name: row.get(name, "") for name in RESULTS}  # earlier versions lack some
 
     def __contains__(self, job: Job) -> bool:
         return job in self._rows
@@ -90,7 +90,7 @@ class Record:
         """Keep what a run's summary.json says; to be called from any thread."""
         with self._lock:
             self._read()  # another process may have added some
-            self._rows[job] = {name: summary[name] for name in RESULTS}
+            self._rows[job] = {name: summary.get(name, "") for name in RESULTS}
             text = io.StringIO()
             table = csv.writer(text, lineterminator="\n")
             table.writerow([*JOB, *RESULTS])

@@ -114,6 +114,14 @@ class TestRecord:
         assert len(list(Record(path))) == 4  # of two processes
 
 
+    def test_reads_what_an_earlier_version_wrote(self, tmp_path: Path) -> None:
+        path, job = tmp_path / "runs.csv", Job(60.0, "rings", "maf", 2, 2, 1, "cd")
+        earlier = {key: value for key, value in SUMMARY.items() if key != "cpu_capability"}
+        Record(path).add(job, {**earlier, "kl": 0.5})  # of a folder made by one
+        path.write_text(path.read_text().replace(",cpu_capability,", ",").replace("2.13.0,,", "2.13.0,"))
+        assert Record(path).merit(job) == (0.5, 0.001)
+
+
 class TestRun:
     def test_goes_on_and_is_told_apart_by_its_settings(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         trained = []
