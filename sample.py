@@ -30,14 +30,15 @@ from training.passes import in_passes
 from training.run_folder import LoadedRun, load_run
 
 ROWS = 20_000  # of a CSV file, written at a time
+SAMPLES = 10_000  # unless told otherwise
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings at the top level."""
 
-    run: str | None
-    n: Annotated[int, Range(ge=1)]
+    run: str | int | None  # a sweep calls its runs by number
+    n: Annotated[int, Range(ge=1)] | None
     points: str | None
     grid: Annotated[int, Range(ge=1, le=4096)] | None
     seed: Annotated[int, Range(ge=0)]
@@ -48,16 +49,19 @@ class Settings:
 
 @torch.no_grad()
 def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
-    """Write samples of a run's flow, their log-densities in nats, and a picture of both.
+    """Write samples of a run's flow, their log-densities in nats and a picture of both, or log-densities elsewhere.
 
-    Where `points` or `grid` say what to evaluate, the log-densities there instead.
+    With `points` or `grid`, the log-densities there are written, and samples only if `n` is set as well.
     """
     if settings.run is None:
         raise ArgumentError("run", "a folder written by train.py", "none")
     points = None if settings.points is None else _read_points(settings.points)
-    run = load_run(Path(os.path.expanduser(settings.run)), choose_device(settings.device))
+    run = load_run(os.path.expanduser(str(settings.run)), choose_device(settings.device))
     out = run.folder if settings.out is None else Path(os.path.expanduser(settings.out))
-    needs_window = points is None or settings.grid is not None
+    n = settings.n
+    if n is None and points is None and settings.grid is None:
+        n = SAMPLES
+    needs_window = n is not None or settings.grid is not None
     window = run.window if needs_window else None  # before anything is written: it may be damaged
     if points is not None:
         log_q = _log_prob(run, points)
@@ -73,8 +77,8 @@ def sample(config: DictConfig, settings: Settings, folder: Path) -> None:
         if settings.grid is not None:
             _write_grid(out / "density.npz", run, window, settings.grid)
             written.append("density.npz")
-        if points is None and settings.grid is None:
-            _write_samples(out, run, window, settings)
+        if n is not None:
+            _write_samples(out, run, window, n, settings)
             written += [f"samples.{settings.format}", f"log_prob.{settings.format}", "samples.png"]
     except OSError as error:
         raise ArgumentError("out", "a folder that can be written", f"'{out}': {error.strerror}") from error
@@ -88,12 +92,12 @@ def _read_points(path: str) -> Tensor:
         raise ArgumentError("points", error.accepts, error.got) from None
 
 
-def _write_samples(out: Path, run: LoadedRun, window: Window, settings: Settings) -> None:
-    samples = evaluation.sample(run.flow, settings.n, torch.Generator().manual_seed(settings.seed))
+def _write_samples(out: Path, run: LoadedRun, window: Window, n: int, settings: Settings) -> None:
+    samples = evaluation.sample(run.flow, n, torch.Generator().manual_seed(settings.seed))
     x, log_q = samples.cpu().numpy(), _log_prob(run, samples)
     _write(out / f"samples.{settings.format}", x, "x,y")
     _write(out / f"log_prob.{settings.format}", log_q, "log_prob")
-    draw_samples(out / "samples.png", x, log_q, window, f"{settings.n:,} samples of {run.title}")
+    draw_samples(out / "samples.png", x, log_q, window, f"{n:,} samples of {run.title}")
 
 
 def _write_grid(path: Path, run: LoadedRun, window: Window, side: int) -> None:

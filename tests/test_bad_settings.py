@@ -30,7 +30,7 @@ BAD_FLAGS = ("3", "null", "[true]", "'yes'")
 BAD_TEXTS = ("3", "[a, b]", "null")
 OUT_OF_RANGE = "-1e9"
 """All else of the bad numbers is of another kind, which is refused in one place whatever the setting."""
-MAY_BE_NULL = ("threads", "resume", "trainer.max_seconds", "data.sha256", "points", "grid")
+MAY_BE_NULL = ("threads", "resume", "trainer.max_seconds", "data.sha256", "n", "points", "grid")
 
 
 def bad_overrides() -> Iterator[tuple[str, ...]]:
@@ -63,7 +63,7 @@ def bad_values(key: str, value: object) -> list[str]:
     if key == "experiment":
         return ["no_such_thing"]
     kinds = BAD_FLAGS if isinstance(value, bool) else BAD_NUMBERS if isinstance(value, (int, float)) else BAD_TEXTS
-    if key in ("threads", "trainer.max_seconds", "grid"):
+    if key in ("threads", "trainer.max_seconds", "n", "grid"):
         kinds = BAD_NUMBERS
     if isinstance(value, (list, tuple)) or "ListConfig" in type(value).__name__:
         kinds = ("[]", "3", "[a]", "[-1.0]", "null")

@@ -189,3 +189,12 @@ def test_points_and_a_grid_in_one_call(run: Run, trained: Path, tmp_path: Path) 
     (tmp_path / "my.csv").write_text("1,2\n3,4\n")
     assert run("sample", f"run={trained}", "points=my.csv", "grid=20", "out=both").status == 0
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"points_log_prob.npy", "density.npz"}
+    assert run("sample", f"run={trained}", "points=my.csv", "n=5", "seed=1", "out=with_samples").status == 0
+    assert len(np.load(tmp_path / "with_samples" / "samples.npy")) == 5
+    assert (tmp_path / "with_samples" / "points_log_prob.npy").exists()
+
+
+def test_a_run_may_be_called_by_a_number(run: Run, trained: Path, tmp_path: Path) -> None:
+    trained.rename(tmp_path / "0")
+    assert run("sample", "run=0").status == 0
+    assert len(np.load(tmp_path / "0" / "samples.npy")) == 10_000
