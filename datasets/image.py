@@ -72,7 +72,7 @@ class Image(DataFile, TargetDensity):
         self.total = self.mass.cumsum(0)
 
     def _lightness(self, resolution: int, ground: str) -> np.ndarray:
-        """Of each pixel on a `ground` of that colour, from 0 to 1, shape (rows, columns), the highest row first."""
+        """The lightness of each pixel, 0 to 1, transparent ones on `ground`, shape (rows, columns), top row first."""
         try:
             picture, turn = _read(self.content)
         except PIL.UnidentifiedImageError as error:
@@ -80,9 +80,11 @@ class Image(DataFile, TargetDensity):
         except Exception as error:  # whatever the damage leads to
             raise self.refused(str(error).partition("\n")[0] or type(error).__name__) from error
         if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format == "PPM"):
-            tags = getattr(picture, "tag_v2", {})  # of a TIFF, for whose deep greys Pillow heeds neither of these
+            tags = getattr(picture, "tag_v2", {})  # of a TIFF: on its deep greys, Pillow ignores both of these
             light = np.asarray(picture).astype(np.float32) / (2 ** tags.get(BITS, (16,))[0] - 1)
             light = 1 - light if tags.get(WHITE_IS_ZERO) == 0 else light
+            if (transparent := picture.info.get("transparency")) is not None:  # a grey that a PNG names
+                light[np.asarray(picture) == transparent] = ground == "white"
         elif picture.mode in ("I", "F"):
             raise self.refused("its range of brightness is unknown; 8 or 16 bits a channel are known")
         else:
@@ -131,13 +133,13 @@ class Image(DataFile, TargetDensity):
 
 
 def _read(content: bytes) -> tuple[PIL.Image.Image, PIL.Image.Transpose | None]:
-    """The picture, and how it is still to be turned, as its camera noted: a damaged note is none."""
+    """The picture, and the turn that its orientation tag still asks for: none where the tag is damaged."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         picture = PIL.Image.open(io.BytesIO(content))
-        picture.load()  # by which a TIFF is turned, and has no note any longer
+        picture.load()  # this turns a TIFF, and removes its orientation tag
         try:
             orientation = picture.getexif().get(ORIENTATION)
-        except Exception:  # whatever the damage leads to, the picture is there
+        except Exception:  # whatever a damaged tag raises: the picture itself has been read
             orientation = None
     return picture, TURNS.get(orientation)

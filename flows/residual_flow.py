@@ -43,15 +43,18 @@ NUMBERS = 4_000_000  # in the Jacobians of all blocks, of the points that are ev
 
 
 class FlowOfBlocks(Flow):
-    """Blocks of networks of one shape. In training their weights are normalized, and their estimates made, together.
+    """Residual blocks whose networks have one shape, so that training can compute them together.
+
+    All weights are normalized at once and, where the Jacobians are dense, all log-determinants estimated at once.
 
     Args:
-        blocks: each of one bijection or several. The first one's estimator serves all; a Standardize may be put before.
+        blocks: the bijections of each block, one or several. The first residual block's estimator serves all blocks. A
+            Standardize may be inserted before the first block.
         dimensions: d.
         actnorm: whether ActNorm stands before each block and after the last.
 
     Raises:
-        InverseError: in evaluation mode and in the inverse, a block's Lipschitz constant is not below one.
+        InverseError: in evaluation mode or when inverting, a block's Lipschitz constant is not below one.
     """
 
     def __init__(self, blocks: Iterable[Sequence[Bijection]], dimensions: int, actnorm: bool) -> None:
@@ -73,16 +76,17 @@ class FlowOfBlocks(Flow):
                 for net in self._nets:
                     net.compiled = True
             return reason
+        of_matrices = self.estimates and self.estimator.is_dense(self.dimensions)  # or there is no series to compile
         try:
             for dtype in (torch.float32, torch.float64):  # for training; for all that follows
-                if self.estimates:
+                if of_matrices:
                     series.library_of(dtype)
                 if self._is_plain_chain:
                     chain.library_of(self._activation, dtype)
                     power_iteration.library_of(dtype)
         except CompileError as error:
             return str(error)
-        self.estimator.compiled = self.estimates
+        self.estimator.compiled = of_matrices
         if self._is_plain_chain:
             self.compiled = True
             for net in self._nets:
@@ -107,7 +111,7 @@ class FlowOfBlocks(Flow):
         self.require_points(x)
         if not self.training:
             if not x.is_meta:
-                self._certificate()  # or what is said of x would be of no bijection
+                self._certificate()  # raises where a block is not certified to be a bijection
             # A graph of the compiled chain would be differentiable only once.
             with_graph = torch._C._are_functorch_transforms_active() or (  # torch.func's
                 torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, *self.parameters()))
@@ -124,7 +128,7 @@ class FlowOfBlocks(Flow):
     @torch.no_grad()
     def inverse(self, z: Tensor) -> tuple[Tensor, Tensor]:
         if not self._inverts_as_chain(z):
-            self._certificate()  # which the inverse of an inverse block, a forward pass, does not ask for
+            self._certificate()  # the inverse of an InverseBlock is a plain forward pass, which checks nothing itself
             return super().inverse(z)
         x = self._invert_as_chain(z, with_path=False)[-1]
         return x.to(z.dtype), -self._evaluate(x)[1].to(z.dtype)
@@ -148,10 +152,11 @@ class FlowOfBlocks(Flow):
         return self.compiled and not self.training and z.device.type == "cpu" and by_newton and len(z) > 0
 
     def _invert_as_chain(self, z: Tensor, with_path: bool) -> Tensor:
-        """Invert by the C library: the blocks' inverses, last to first, are a chain as well.
+        """Invert by the C library, as a chain of the blocks' inverses from last to first.
 
         Returns:
-            Where `inverse_path` is after each block, shape (blocks, n, d), or only in the end, (1, n, d); in float64.
+            The points of `inverse_path` after each block, shape (blocks, n, d), or without the path only the last ones,
+            (1, n, d); in float64.
         """
         self.require_points(z)
         if not torch.isfinite(z).all():
@@ -185,10 +190,10 @@ class FlowOfBlocks(Flow):
 
     @torch.no_grad()
     def _certificate(self) -> tuple[list[Tensor], list[float]]:
-        """Return `normalized_stacks` and what Lip(g) is at most in each block, found anew where a weight has changed.
+        """Return `normalized_stacks` and a certified bound on Lip(g) for each block, cached until a weight changes.
 
         Raises:
-            InverseError: that is not below one.
+            InverseError: a bound is not below one.
         """
         parts = ("weight", "u", "v")
         made_from = [stacked([getattr(layer, part) for layer in layers]) for layers in self._layers for part in parts]
@@ -206,9 +211,9 @@ class FlowOfBlocks(Flow):
             )
         return weights, constants
 
-    @torch.no_grad()  # with gradients, the weights would be normalized otherwise than the inverse's, in their last bits
+    @torch.no_grad()  # with gradients, the normalized weights would differ from the inverse's in their last bits
     def _evaluate(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """As `Flow.forward`, all blocks at once, some of the points at a time."""
+        """Compute `Flow.forward` with all blocks at once, a limited number of points at a time to bound memory."""
         found = []
         for part in x.split(max(1, NUMBERS // (len(self._nets) * self.dimensions**2))):
             z, jacobians, others = self._carry(widened(part))
@@ -269,7 +274,7 @@ class FlowOfBlocks(Flow):
         n = len(self._nets) + 1
         if not self._norms:
             return torch.zeros(2, n, self.dimensions, dtype=dtype).unbind()
-        # Of the networks between two of them only the first is behind one.
+        # `between` networks follow each ActNorm but the last: the first has its affine map, the others the identity.
         between = len(self._nets) // (len(self._norms) - 1)
         of_norms = (stacked([getattr(norm, name) for norm in self._norms]).to(dtype) for name in ("log_scale", "shift"))
         log_scale, shift = (
@@ -288,8 +293,9 @@ class FlowOfBlocks(Flow):
         )
 
     def _inverted(self) -> Inverted | None:
-        """Which of the blocks are inverse ones, and the Lipschitz constants of all."""
-        # While training power iteration keeps the spectral norms converged; what is evaluated is certified.
+        """Which blocks are inverted, and a Lipschitz constant of every block; None where none is inverted."""
+        # In training the bound from `coeff` is enough, since power iteration keeps the spectral norms converged.
+        # Evaluation needs the certified constants.
         if self.training or self._inverted_in_training is None:
             return self._inverted_in_training
         return Inverted(self._inverted_in_training.blocks, self._certificate()[1])
@@ -301,9 +307,10 @@ class FlowOfBlocks(Flow):
 
     @functools.cached_property
     def _is_plain_chain(self) -> bool:
-        """Whether it is what compiled code computes: MLPs of one kind, and ActNorm before equally many of them or none.
+        """Whether the C library can compute this flow: MLPs with one activation, and no ActNorm or regular ones.
 
-        Of any other, such as one with a bijection of its own between the blocks, the C library would leave that out.
+        Regular means one before every k-th MLP, for some k, and one at the end. Of any other flow, such as one with a
+        custom bijection between the blocks, the C library would silently leave something out.
         """
         links = list(self.bijections)[isinstance(self.bijections[0], Standardize) :]
         is_norm = [type(link) is ActNorm for link in links]

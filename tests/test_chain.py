@@ -770,6 +770,7 @@ def test_what_has_nothing_to_compile_needs_no_compiler(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(series, "library_of", none)
     assert IDenseNet(2, Exact(), blocks=1, width=3).compile_for(CPU) is None
+    assert IDenseNet(2, Truncated(jacobian="vjp"), blocks=1, width=3).compile_for(CPU) is None
     assert IDenseNet(2, Truncated(), blocks=1, width=3).compile_for(CPU) == "there is no C compiler"
 
 

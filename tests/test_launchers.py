@@ -65,8 +65,8 @@ def test_a_launcher_that_gives_up_says_how_to_go_on(tmp_path: Path) -> None:
                     cwd=tmp_path)  # fmt: skip
     _, err = process.communicate(timeout=120)
     assert process.returncode == 1, err
-    said = f"train.py: the launcher gave up: TimeoutError; go on with: python train.py -m resume={tmp_path}/sweep"
-    assert said in err.splitlines()
+    again = f"python train.py -m resume={tmp_path}/sweep {' '.join(launcher)}"
+    assert f"train.py: the launcher gave up: TimeoutError; go on with: {again}" in err.splitlines()
     assert "Traceback" not in err
 
 

@@ -344,6 +344,7 @@ class TestRun:
         for page in (sweep / "report.html", sweep / "0" / "report.html"):
             text = page.read_text()
             assert "NLL, nats" in text
+            assert text.count('aria-sort="ascending"><button type="button">NLL') == (page.parent == sweep)
             assert "KL from the target" not in text
             assert ">nan" not in text
 
@@ -371,6 +372,10 @@ class TestRun:
         assert run("train", "-m", f"resume={tmp_path / 'sweep'}").status == 0
         digests = {load_config(tmp_path / "sweep" / number, "resume").data.sha256 for number in "01"}
         assert digests == {hashlib.sha256(table.read_bytes()).hexdigest()}
+        shutil.rmtree(tmp_path / "sweep" / "1")
+        table.write_text("\n".join(GOOD))  # whose NLL would stand beside that of other data
+        assert run("train", "-m", f"resume={tmp_path / 'sweep'}").status == 1
+        assert "data.path accepts the file whose SHA-256 is" in rows_of(tmp_path / "sweep")[-1]["error"]
 
     def test_a_sweep_with_a_bad_file_writes_nothing(self, run: Run, table: Path, tmp_path: Path) -> None:
         (tmp_path / "bad.csv").write_text("1,2\n3,x\n")
@@ -427,6 +432,16 @@ class TestImage:
             torch.testing.assert_close(
                 mass, torch.from_numpy(grey / grey.sum()).flip(0).flatten(), rtol=0.03, atol=1e-3
             )
+
+    @pytest.mark.parametrize("invert", [False, True])
+    def test_a_deep_grey_that_is_transparent_is_empty(self, tmp_path: Path, invert: bool) -> None:
+        """A PNG may name a colour that is."""
+        picture = PIL.Image.fromarray(np.array([[1000, 30000], [65535, 0]], dtype=np.uint16))
+        picture.save(tmp_path / "a.png", transparency=1000)
+        light = np.array([30000, 65535, 0]) / 65535
+        left = light if invert else 1 - light
+        expected = torch.tensor([left[1], left[2], 0, left[0]] / left.sum())  # the lowest row first
+        torch.testing.assert_close(Image(str(tmp_path / "a.png"), invert=invert).mass, expected, rtol=0, atol=1e-5)
 
     def test_is_turned_as_its_camera_was(self, tmp_path: Path) -> None:
         picture = PIL.Image.fromarray(np.arange(8, dtype=np.uint8).reshape(2, 4) * 30)

@@ -96,6 +96,9 @@ class TestSweep:
         with Image.open(sweep / "sheet.png") as sheet, Image.open(sweep / "sheet.gif") as animation:
             assert sheet.size == animation.size
             assert animation.n_frames == 2
+        mixed = run("train", *SHORT, folder=sweep)
+        assert mixed.status == 2
+        assert "hydra.run.dir accepts a folder that is not a sweep's" in mixed.err
         # Each run is the run that it would have been alone.
         alone = run("train", *SHORT, "flow=resflow", "data=rings", folder=tmp_path / "alone")
         swept = Result(0, "", "", sweep / "3")
@@ -108,6 +111,17 @@ class TestSweep:
         (sweep / "sheet.gif").unlink()
         assert run("train", "-m", "resume=sweep").status == 0
         assert (sweep / "sheet.gif").exists()
+
+    def test_each_target_has_a_lowest_of_its_own(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        found = [("++data.noise=0.1 seed=0", 0.2), ("++data.noise=0.1 seed=1", 0.1), ("++data.noise=0.2 seed=0", 0.3)]
+        for number, (typed, kl) in enumerate(found):
+            figures = {"data": "moons", "kl": kl, "kl_stderr": 0.01}
+            SweepRow(tmp_path / str(number), number, typed.split(), None, figures).write()
+        Sweep(tmp_path, []).report()
+        assert capsys.readouterr().out.splitlines()[:-1] == [
+            "lowest KL 0.1000 ± 0.0100 nats on moons noise=0.1, in run 1: ++data.noise=0.1 seed=1",
+            "lowest KL 0.3000 ± 0.0100 nats on moons noise=0.2, in run 2: ++data.noise=0.2 seed=0",
+        ]
 
     def test_a_failed_run_is_a_row_and_the_others_go_on(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +142,7 @@ class TestSweep:
         assert rows[-1]["error"] == r"RuntimeError('out of\nmemory')"
         assert all(row["kl"] and not row["error"] for row in rows[:2])
         assert (tmp_path / "sweep" / "sheet.png").exists()
+        assert "<td>2 of 3</td>" in (tmp_path / "sweep" / "report.html").read_text()  # seeds that the medians are of
 
         # What failed is tried again; what ended well is not.
         monkeypatch.undo()

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from training.sweep_table import SweepRow, read_rows
+from tests.conftest import table
+from training.sweep_table import SweepRow, read_rows, write_table
 
 
 @pytest.mark.parametrize(
@@ -21,6 +22,20 @@ from training.sweep_table import SweepRow, read_rows
 )
 def test_a_headline_is_short_whatever_became_of_the_run(figures: dict[str, float | None], headline: str) -> None:
     assert SweepRow(Path(), 0, [], figures=figures).headline == headline
+
+
+def test_the_table_has_a_column_for_each_setting_that_differs(tmp_path: Path) -> None:
+    for number, (coeff, kl) in enumerate([("0.9", 0.3), ("0.99", 0.1), ("0.999", None)]):
+        typed = ["flow=resflow", f"flow.coeff={coeff}", f"seed={number}"]
+        figures = {"kl": kl, "flow": "resflow", "seed": number} if kl else {}
+        SweepRow(tmp_path / str(number), number, typed, None if kl else "it failed", figures).write()
+    write_table(tmp_path)
+    assert [",".join(row.values()) for row in table(tmp_path)] == [
+        "1,flow=resflow flow.coeff=0.99 seed=1,0.1,resflow,1,0.99,",
+        "0,flow=resflow flow.coeff=0.9 seed=0,0.3,resflow,0,0.9,",
+        "2,flow=resflow flow.coeff=0.999 seed=2,,,,0.999,it failed",
+    ]
+    assert list(table(tmp_path)[0]) == ["number", "overrides", "kl", "flow", "seed", "flow.coeff", "error"]
 
 
 def test_folders_of_many_files_are_not_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

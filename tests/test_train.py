@@ -407,6 +407,9 @@ class TestRepeatability:
         assert [row["epoch"] for row in result.rows] == ["1", "2", "3"]
         assert result.summary["steps"] == 15
         assert Image.open(folder / "density.gif").n_frames == 3
+        (folder / "density.gif").unlink()  # to save room
+        assert run("train", f"resume={folder}", "trainer.epochs=4").status == 0
+        assert Image.open(folder / "density.gif").n_frames == 1
 
     def test_what_is_trained_longer_has_no_summary_till_its_end(
         self, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

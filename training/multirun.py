@@ -42,17 +42,17 @@ OF_HYDRA = {
         ("hydra.sweeper.max_batch_size", "hydra.launcher.timeout_min", "hydra.launcher.cpus_per_task"), Count | None
     ),
 }
-"""What settings of launchers and sweepers may be, where these would answer with a traceback."""
+"""Types of launcher and sweeper settings, checked here because the plugins answer a wrong value with a traceback."""
 
 LAUNCHERS = ("joblib", "multiprocessing", "submitit", "ray")
-"""Packages whose errors are of where a sweep ran: a worker that was killed, or took too long."""
+"""Packages whose errors concern the place where a sweep ran, such as a worker that was killed or took too long."""
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 
 
 class LauncherError(RuntimeError):
-    """What was to make the runs of a sweep gave up."""
+    """The launcher that was to make the runs of a sweep gave up."""
 
 
 def run_many(
@@ -61,7 +61,7 @@ def run_many(
     config_name: str,
     arguments: argparse.Namespace,
 ) -> None:
-    """A sweep, or the rest of one: by Hydra's sweeper and launcher, once every run of it has been checked.
+    """Make a sweep by Hydra's sweeper and launcher, once every run is checked, or the rest of one begun before.
 
     Args:
         run: makes one run, of a configuration in a folder.
@@ -103,13 +103,14 @@ def run_many(
     hydra_config = composed.hydra
     _check_machinery(hydra_config)
     if resumed is None:  # what was begun has been checked
-        _check_runs(check, config_name, extra_folder, hydra_config, of_hydra, of_task)
+        files = _check_runs(check, config_name, extra_folder, hydra_config, of_hydra, of_task)
         kept = [item for item in typed if not item.is_hydra_override() or belongs_to_sweep(item.key_or_group)]
-        sweep = _created(composed, [item.input_line for item in kept])
+        sweep = _created(composed, [item.input_line for item in kept], files)
     sweep.is_submitted = "submitit" in hydra_config.launcher._target_
     sweep.is_here, sweep.is_search = _is_here(hydra_config), _is_search(hydra_config)
     options = (("--config-name", arguments.config_name), ("--config-dir", extra_folder))
     sweep.options = [text for option, given in options if given for text in (option, given)]
+    sweep.where = [item.input_line for item in typed if item.key_or_group.startswith(WHERE)]
 
     def job(config: DictConfig) -> float | None:
         return sweep.run(config, run)
@@ -118,7 +119,7 @@ def run_many(
     sweep.report()
 
 
-def _created(composed: DictConfig, overrides: list[str]) -> Sweep:
+def _created(composed: DictConfig, overrides: list[str], files: dict[str, str]) -> Sweep:
     """A sweep in a folder of its own: of two begun within a second, in folders named by it, one waits for the next.
 
     Raises:
@@ -128,6 +129,7 @@ def _created(composed: DictConfig, overrides: list[str]) -> Sweep:
     while True:
         name = str(composed.hydra.sweep.dir)
         sweep = Sweep(Path(os.path.expanduser(name)), overrides)
+        sweep.files = files
         try:
             sweep.create()
             return sweep
@@ -164,7 +166,7 @@ def _launch(
             hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=config_name)(job)()
     except Exception as error:
         if sweep.is_search and isinstance(error, ValueError) and sweep.all_failed():
-            finish(sweep.folder)  # a search that has no best trial
+            finish(sweep.folder)  # optuna found no best trial and raised, so Hydra did not call on_multirun_end
         elif type(error).__module__.partition(".")[0] in LAUNCHERS:
             raise LauncherError(f"the launcher gave up: {first_line(error)}; go on with: {sweep.command}") from error
         else:
@@ -186,8 +188,11 @@ def _check_runs(
     hydra_config: DictConfig,
     of_hydra: list[str],
     of_task: list[str],
-) -> None:
+) -> dict[str, str]:
     """Check the configuration of every run of a sweep, as that of a run alone is checked.
+
+    Returns:
+        The digests of their data files, by their paths.
 
     Raises:
         ArgumentError: names a setting of the first run that is refused.
@@ -206,7 +211,7 @@ def _check_runs(
         else:
             continue
         raise ArgumentError(override.key_or_group, accepts, repr(override.input_line))
-    targets, models, folders = set(), set(), {}
+    targets, models, folders, files = set(), set(), {}, {}
     for number, combination in enumerate(
         tqdm(list(combinations(swept, search)), desc="checking", unit="run", delay=1, disable=None, leave=False)
     ):
@@ -223,7 +228,8 @@ def _check_runs(
             settings = check(config)
             device = choose_device(settings.device) if here else None  # a cluster's machines have devices of their own
             if (target := OmegaConf.to_yaml(config.data)) not in targets:
-                build_target(config)
+                if origin := build_target(config).origin:
+                    files[origin["path"]] = origin["sha256"]
                 targets.add(target)
             parts = OmegaConf.masked_copy(config, [key for key in ("flow", "estimator", "logger") if key in config])
             others = (config.trainer.get(name) for name in ("power_iterations", "cuda_graph"))
@@ -234,6 +240,7 @@ def _check_runs(
                 if "logger" in config:
                     build(config.logger)()
                 models.add(model)
+    return files
 
 
 def _only_where(overrides: list[str]) -> list[str]:

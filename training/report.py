@@ -108,7 +108,7 @@ def _write(folder: Path, text: str) -> None:
 def _curves(runs: list[tuple[int, str, list[dict[str, float]]]]) -> list[str]:
     """The charts of runs, given by number, name and metrics."""
     every = [row for _, _, rows in runs for row in rows]
-    # Not what does not apply, such as the KL of one's own points, or is zero throughout, as an exact one's error is.
+    # Without figures that do not apply, such as the KL of one's own points, or are zero, as an exact estimator's error.
     shown = [curve for curve in CURVES if any(math.isfinite(row[curve[0]]) and row[curve[0]] for row in every)]
     parts = ["<h2>Curves</h2>", AXIS_CHOICE, _legend(runs)]
     for key, kind, label in AXES:
@@ -132,7 +132,7 @@ def _legend(runs: list[tuple[int, str, list[dict[str, float]]]]) -> str:
 
 
 def _seeds_table(rows: list[SweepRow], told_apart: list[dict[str, str]]) -> list[str]:
-    """What runs came to that differ by their seed alone, a line for all of them; nothing where no two do."""
+    """A row for each group of runs that differ only by seed, with their median; empty where no two runs do."""
     groups: dict[tuple[str, ...], list[SweepRow]] = {}
     for row, told in zip(rows, told_apart):
         groups.setdefault(tuple(value for key, value in told.items() if key != "seed"), []).append(row)
@@ -175,22 +175,23 @@ def _runs_table(sweep: Path, rows: list[SweepRow], told_apart: list[dict[str, st
         if failed:
             cells.append(f'<td class="error">{html.escape(row.error or "")}</td>')
         lines.append(f'<tr data-index="{row.number}">{"".join(cells)}</tr>')
-    return _sortable(names, lines)
+    measures = {row.measure for row in rows if row.figures}
+    return _sortable(names, lines, by=SHOWN["nll"] if measures == {"nll"} else "KL, nats")
 
 
-def _sortable(names: list[str], lines: list[str]) -> str:
-    """A table of `lines` below columns of these names; a click on one sorts by it."""
-    heads = "".join(map(_head, names))
+def _sortable(names: list[str], lines: list[str], by: str | None = None) -> str:
+    """A table of `lines` below columns of these names, sorted `by` one of them; a click on another sorts by that."""
+    heads = "".join(_head(name, name == by) for name in names)
     return (
         f'<div class="scroll"><table class="sortable"><thead><tr>{heads}</tr></thead>'
         f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
 
 
-def _head(name: str) -> str:
+def _head(name: str, is_sorted: bool) -> str:
     if name == "learned":
         return f"<th>{name}</th>"
-    first = ' aria-sort="ascending"' if name == "KL, nats" else ""
+    first = ' aria-sort="ascending"' if is_sorted else ""
     return f'<th data-sort{first}><button type="button">{html.escape(name)}</button></th>'
 
 

@@ -60,9 +60,9 @@ STOPPED = (NonFiniteError, ContractionError, InverseError, UnwritableError)
 
 
 def resuming(folder: Path) -> str:
-    """What to type, in a shell, to go on with the run or sweep there."""
+    """The override `resume=...`, quoted for a shell, that goes on with the run or sweep in `folder`."""
     path = folder.as_posix()
-    if not re.fullmatch(r"[\w/.:@%+*$?| -]+", path, re.ASCII):  # other letters Hydra takes within quotes alone
+    if not re.fullmatch(r"[\w/.:@%+*$?| -]+", path, re.ASCII):  # Hydra accepts other characters only in quotes
         path = QuotedString(path, Quote.single).with_quotes()
     setting = f"resume={path}"
     return subprocess.list2cmdline([setting]) if os.name == "nt" else shlex.quote(setting)
@@ -87,6 +87,8 @@ def open_folder(folder: Path, resume: bool) -> Iterator[None]:
             if not resume and (folder / "config.yaml").exists():
                 accepts = f"a folder without a run (or go on with {resuming(folder)})"
                 raise ArgumentError(setting, accepts, f"'{folder}'")
+            if (folder / "sweep.json").exists() and not (folder / "row.json").exists():
+                raise ArgumentError(setting, "a folder that is not a sweep's", f"'{folder}'")
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
             for name in ("plots", "densities"):
@@ -182,19 +184,21 @@ class LoadedRun:
         return window_of(self.flow.sample(10_000, torch.Generator().manual_seed(0)).cpu())
 
 
-def load_run(folder: Path, device: torch.device | None = None) -> LoadedRun:
+def load_run(folder: Path | str, device: torch.device | str = "cpu") -> LoadedRun:
     """Load the flow of a run folder, ready for `flow.log_prob(x)` and `flow.sample(n)`, and certified.
 
-    At any moment of the run, also while it trains: a checkpoint is of a step, whose spectral norms are made exact here.
+    This works at any moment, even while the run trains: a checkpoint may be from the middle of an epoch, where spectral
+    norms are only power iteration's estimates, so they are made exact here.
 
     Args:
         folder: what train.py wrote.
-        device: where to put the flow, if float64 is there; None for the CPU.
+        device: where to put the flow, if float64 is there; else it is put on the CPU.
 
     Raises:
         ArgumentError: names `run`: `folder` is no run folder, or its checkpoint is not of this configuration, or not
             certified.
     """
+    folder = Path(folder)
     config = load_config(folder, "run")
     check_config(config)
     state = load_checkpoint(folder, "run")
@@ -210,7 +214,7 @@ def load_run(folder: Path, device: torch.device | None = None) -> LoadedRun:
                 module.converge()
         if not all(constant < 1 for constant in flow.lipschitz_constants()):
             raise ValueError("a block without a certified inverse")
-    device = evaluation_device(device or torch.device("cpu"))
+    device = evaluation_device(torch.device(device))
     if config.get("compile") and device.type == "cpu":  # elsewhere only training is compiled
         flow.compile_for(device)
     return LoadedRun(folder, flow.to(device).eval().requires_grad_(False), config)

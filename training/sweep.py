@@ -63,7 +63,7 @@ class SweepCallback(Callback):
             # To Hydra it has ended, without a result: so the others go on, and a search counts a failed trial.
             job_return.return_value, job_return.status = None, JobStatus.COMPLETED
         elif job_return.return_value is not None:  # a failed trial of a search stays what it was
-            with contextlib.suppress(FileNotFoundError):  # where it is being trained longer
+            with contextlib.suppress(FileNotFoundError):  # while the run is trained longer: its old figures stay
                 row.figures = load_summary(row.folder)
             row.error = None
         # Hydra would make a warning of an error here. What is missing is found, and the table tried again, in the end.
@@ -84,17 +84,21 @@ class Sweep:
     """The folder of a sweep, and what was typed for it.
 
     Attributes:
-        options: those of the command line that all its runs need.
+        options: options of the command line that all its runs need, such as --config-dir.
+        where: overrides that choose or set its launcher.
+        files: digests of its data files when it began, by their paths.
         begun_in: the folder that paths of data are relative to.
-        is_submitted: whether its runs are jobs of a cluster, which do not end with what waits for them.
-        is_here: whether they are made in this process.
-        is_search: whether what came of earlier ones decides which are made.
+        is_submitted: whether its runs are jobs of a cluster, which go on when the process that waits for them ends.
+        is_here: whether its runs are made in this process.
+        is_search: whether the results of earlier runs decide which runs are made next.
     """
 
     def __init__(self, folder: Path, overrides: list[str]) -> None:
         self.folder, self.overrides = folder.resolve(), overrides
         self.begun_in = os.getcwd()
         self.options: list[str] = []
+        self.where: list[str] = []
+        self.files: dict[str, str] = {}
         self.is_submitted, self.is_here, self.is_search = False, True, False
 
     @classmethod
@@ -107,7 +111,7 @@ class Sweep:
         accepts = f"a folder written by train.py -m, with its {SWEEP}"
         try:
             content = json.loads((folder / SWEEP).read_text(encoding="utf-8"))
-            overrides = content["overrides"]
+            overrides, files = content["overrides"], dict(content.get("files", {}))
             # A file may come from anyone: it may choose settings, not name code to run.
             foreign = [
                 item.input_line for item in OverridesParser.create().parse_overrides(overrides) if _foreign(item)
@@ -117,7 +121,7 @@ class Sweep:
         if foreign:
             raise ArgumentError("resume", accepts, f"'{folder}', whose {SWEEP} speaks of {foreign[0]}")
         sweep = cls(folder, overrides)
-        sweep.begun_in = str(content.get("begun_in", sweep.begun_in))
+        sweep.begun_in, sweep.files = str(content.get("begun_in", sweep.begun_in)), files
         return sweep
 
     def create(self) -> None:
@@ -127,7 +131,8 @@ class Sweep:
             ArgumentError: another sweep is there, or the folder cannot be written.
         """
         path = self.folder / SWEEP
-        content = json.dumps({"overrides": self.overrides, "begun_in": self.begun_in}, indent=2) + "\n"
+        kept = {"overrides": self.overrides, "begun_in": self.begun_in, "files": self.files}
+        content = json.dumps(kept, indent=2) + "\n"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -149,7 +154,7 @@ class Sweep:
         return (self.folder / SWEEP).exists()
 
     def run(self, config: DictConfig, run: Run) -> float | None:
-        """One of its runs, called by a launcher, maybe in another process: begun, gone on with, or done before.
+        """Begin one of its runs, go on with it, or return its earlier result; a launcher calls this, in any process.
 
         Raises:
             ArgumentError: its folder holds a run of other settings.
@@ -172,12 +177,14 @@ class Sweep:
         if row.figures:
             return row.merit
         if row.error is not None and self.is_search:
-            return None  # it is retraced: what came after a failed trial was chosen because it had failed
+            return None  # the search is retraced: its later trials were chosen knowing that this one had failed
         if (folder / "config.yaml").exists():
             config = load_config(folder, "resume")
             config.resume = str(folder)
         elif isinstance(path := config.data.get("path"), str):
             config.data.path = os.path.join(self.begun_in, os.path.expanduser(path))
+            if "sha256" in config.data and config.data.sha256 is None:  # or runs of one table could be of other data
+                config.data.sha256 = self.files.get(os.path.abspath(config.data.path))
         try:
             with contextlib.nullcontext() if self.is_here else _named(row.number):
                 return run(config, folder)
@@ -214,7 +221,8 @@ class Sweep:
     @property
     def command(self) -> str:
         """What to type to go on with it."""
-        return " ".join(["python train.py -m", *map(shlex.quote, self.options), resuming(self.folder)])
+        options, where = map(shlex.quote, self.options), map(shlex.quote, self.where)
+        return " ".join(["python train.py -m", *options, resuming(self.folder), *where])
 
     def all_failed(self) -> bool:
         rows = read_rows(self.folder)
@@ -309,9 +317,9 @@ def _wait_for_others(folder: Path) -> None:
 
 
 def belongs_to_sweep(key: str) -> bool:
-    """Whether a setting of Hydra's says what is searched, and what the runs' folders are called.
+    """Whether a Hydra setting is kept with the sweep: it says what is searched, or how the runs' folders are named.
 
-    All else of Hydra's is of one sitting, and a sweep.json that sets it is refused: it could run code.
+    Hydra's other settings hold for one sitting only. A sweep.json that has one is refused, since it could run code.
     """
     names = ("hydra.sweep.subdir", "hydra.job.name", "hydra.job.config.override_dirname.")
     return key.startswith(("hydra/sweeper", "hydra.sweeper.", *names))
@@ -335,8 +343,8 @@ def combinations(overrides: list[Override], search: bool) -> Iterator[list[str]]
 
     Args:
         overrides: of the same setting the last one counts.
-        search: the values are not combined, but searched among: one at a time beside the first of the others then.
-            Of an interval, its ends stand for all in it.
+        search: whether a sweeper will choose among the values. Then they are not combined: one setting at a time takes
+            its other values, while the rest keep their first. The two ends of an interval stand for all of it.
 
     Raises:
         ArgumentError: an override sweeps over nothing, or over an interval and there is no search.

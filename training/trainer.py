@@ -43,17 +43,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Trainer"]
 
-# How often the loss is looked at, except where it is there at once, as on a CPU: elsewhere the host would wait for it.
+# Steps between looks at the loss where the host would have to wait for it. Where it need not, as on a CPU, it looks at
+# the loss of every step.
 STEPS_BETWEEN_CHECKS = 50
 
-# How often the Lipschitz bound that training steps work with is held against exact singular values, which take about
-# as long as half a step. Where it is broken, spectral norms are made exact, and power iterations doubled from there.
+# Steps between checks of the Lipschitz bound in training against exact singular values, which take about as long as
+# half a step. If the bound is broken, spectral norms are made exact, and power iterations a step doubled from then on.
 STEPS_BETWEEN_CERTIFICATES = 50
 MOST_REPAIRS = 6
 
-STEPS_AT_ONCE = 2000  # of an epoch, whose points are drawn, and made to cover the target evenly, together
-POINTS_AT_ONCE = 2**24  # at most: seconds of work, in which no signal is heard
-FEWEST_DEALT = 10  # batches drawn at least, though fewer are used: one alone is all its points, no evener than chance
+STEPS_AT_ONCE = 2000  # steps whose points are drawn, and dealt into batches that cover the target evenly, together
+POINTS_AT_ONCE = 2**24  # drawn together at most: seconds of work, during which no signal is acted on
+FEWEST_DEALT = 10  # batches dealt at least, even if fewer are used: one alone is all its points, no evener than chance
 
 HELD_OUT_STREAM = 0  # training epochs use the streams 1, 2, ...
 FEWEST_POINTS_TO_INITIALIZE = 1024
@@ -162,7 +163,7 @@ class Trainer:
             _set_random_state(self.device, state["random_state"])
             self.learner.power_iterations = self.power_iterations << self.progress.repairs
             # Files may be an epoch ahead of the checkpoint, if the run was killed between the two.
-            if self.plots:
+            if self.plots and self.pictures.gif_length:  # a GIF that was removed begins anew
                 self.pictures.rewind(state["density_gif"])
             if self.progress.rows:
                 self._write_metrics()
@@ -198,8 +199,8 @@ class Trainer:
 
         Raises:
             NonFiniteError: a number is not finite; the folder's checkpoint is the last good one.
-            ContractionError: a Lipschitz bound cannot be held.
-            InverseError: a block is not inverted to its tolerance.
+            ContractionError: a Lipschitz bound cannot be held, or the forward pass of a step is not solved.
+            InverseError: in an evaluation, a block is not inverted to its tolerance.
             OSError: a file of the folder cannot be written.
             Interrupted: a signal came; the folder's checkpoint is of the step that it met.
         """
@@ -219,10 +220,10 @@ class Trainer:
                     self._train_epoch(bar, interruption)
                     self._say(bar, self._end_epoch())
                     self._stop_if(interruption)
-            if progress.step_in_epoch:  # stopped in an epoch, and resumed to have ended there
+            if progress.step_in_epoch:  # resumed in the middle of an epoch, with the limit already reached
                 self._end_epoch()
             if self._out_of_time(self._seconds()) and not self._out_of_time(progress.seconds):
-                progress.seconds = self._seconds()  # the limit was passed after the last checkpoint, which is to say so
+                progress.seconds = self._seconds()  # the limit passed after the last save, and `finished` must know it
                 self._save()
             evaluation = self._finish()
             self._stop_if(interruption)
@@ -289,13 +290,14 @@ class Trainer:
             self._stop_if(interruption)
 
     def _batches(self) -> Iterator[Tensor]:
-        """Those that are left of the epoch, from the seed and the epoch alone: a resumed epoch has the same.
+        """The batches left in the epoch, from the seed and the epoch alone, so that a resumed epoch has the same ones.
 
-        In parts of `STEPS_AT_ONCE` steps, fewer of large batches, each drawn anew. To draw is not counted as training.
+        Points are drawn for `STEPS_AT_ONCE` steps at a time, or fewer if batches are large. The time that drawing takes
+        is not counted as training.
         """
         done = self.progress.step_in_epoch
         at_once = min(STEPS_AT_ONCE, max(1, POINTS_AT_ONCE // self.batch_size))
-        # Of points of one's own, each comes once before any comes again.
+        # No more of one's own points than are used, so that each comes once before any comes again.
         fewest = min(FEWEST_DEALT, at_once) if self.stratified and not self.target.in_own_units else 1
         for begin in range(0, self.steps_per_epoch, at_once):
             steps = min(at_once, self.steps_per_epoch - begin)
@@ -440,7 +442,7 @@ class Trainer:
         return Pictures(self.folder, self.target, self.title, self.grid)
 
     def _flow_to_evaluate(self) -> Flow:
-        """That of the averaged weights, in evaluation mode, where there is float64."""
+        """The flow with the averaged weights, in evaluation mode, on a device that has float64."""
         average = self.learner.average.eval()
         if self.evaluation_device == self.device:
             return average
