@@ -119,7 +119,8 @@ def check_arguments(
 ) -> None:
     """Check `arguments` as keyword arguments of `target`, naming them `prefix + key` in errors.
 
-    Arguments that `target` requires may be missing. Those of `handed_over` must be: they are known only at run time.
+    Arguments that `target` requires may be missing. Those named in `handed_over` are refused, since
+    the program itself sets them, at run time.
 
     Raises:
         ArgumentError: a key that `target` does not take, or a value that its type hint refuses.
@@ -138,10 +139,10 @@ def check_arguments(
 
 
 def check_value(name: str, value: Any, hint: Any) -> Any:
-    """Return `value`, an integer made a float where `hint` says float.
+    """Return `value`, an integer converted to a float where `hint` says float, and a sequence to a tuple.
 
     Numbers, strings, booleans, `Literal`, unions with None, and sequences of these are checked, with
-    :class:`Range` and :class:`OneOf` where annotated. Hints of other types are left to Python.
+    :class:`Range` and :class:`OneOf` where annotated. Values with other hints are returned unchecked.
 
     Raises:
         ArgumentError: `value` is not what `hint` describes.

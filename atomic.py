@@ -1,4 +1,4 @@
-"""Files that are always whole, even if the process is killed in the middle, and that one process has at a time."""
+"""Files that are whole even if the process is killed while it writes, and locks that one process holds at a time."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     A process that is killed in the middle leaves a hidden file beside `path`: see `remove_unfinished`.
 
     Raises:
-        OSError: names `path`, which is then what it was.
+        OSError: `path` could not be written and keeps its old content; the error names it.
     """
     path = Path(path)
-    # In the same folder: a file system replaces only its own files. Of this process: another may be writing the same.
+    # In the same folder, because a file can replace another only within one file system. Named after this process,
+    # because another may be writing the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED}")
     with blaming(path):
         try:
@@ -49,10 +50,10 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 def patiently(work: Callable[[], Result]) -> Result:
-    """Do `work` with a file, which Windows refuses while a program, such as a virus scanner, has it open.
+    """Return `work()`, retried on Windows, which refuses it while a program such as a virus scanner has the file open.
 
     Raises:
-        PermissionError: it is still refused after `PATIENCE` seconds.
+        PermissionError: the file is still refused after `PATIENCE` seconds.
     """
     until = time.monotonic() + PATIENCE
     while True:
@@ -80,14 +81,14 @@ def _sync_folder(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(handle: int, wait: bool) -> Iterator[None]:
-    """While entered no other process is, for the same file or folder; where the system knows no locks, others may be.
+    """Hold an exclusive lock on a file or folder while entered; do nothing where the system has no such locks.
 
     Args:
-        handle: of the file or folder, open.
-        wait: for another to leave.
+        handle: descriptor of the open file or folder.
+        wait: whether to wait until another process has released the lock.
 
     Raises:
-        BlockingIOError: another is inside, and `wait` is false.
+        BlockingIOError: another process holds the lock, and `wait` is false.
     """
     held = False
     if fcntl is not None:
@@ -106,7 +107,7 @@ def locked(handle: int, wait: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def blaming(path: Path) -> Iterator[None]:
-    """Let an OSError from inside name `path`: that of a write to an open file, on a full disk, names none."""
+    """Make an OSError from inside name `path`: one from writing to an open file, as on a full disk, names no file."""
     try:
         yield
     except OSError as error:
@@ -114,6 +115,6 @@ def blaming(path: Path) -> Iterator[None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what processes killed in `write_atomically` left in `folder`. No other may be at work there."""
+    """Remove the files that processes killed in `write_atomically` left in `folder`; none may be writing there now."""
     for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink()

@@ -23,7 +23,7 @@ from training.report import write_run_report
 from training.run_folder import describe, load_summary, open_folder
 
 RESUMABLE = ("trainer.epochs", "trainer.max_seconds", "trainer.cuda_graph", "device", "threads", "data.path")
-"""What may change with `resume=`: the same data may be elsewhere."""
+"""Settings that may change with `resume=`; data.path is among them because the same file may have moved."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +74,8 @@ def train(config: DictConfig, settings: Settings, folder: Path) -> float:
         if (evaluation := trainer.finished()) is not None:
             print(f"this run is finished and stays as it is: to train longer, raise {trainer.limit}")
         else:
-            config.resume = None  # of this sitting, not of the run
-            for name in ("report.html", "summary.json"):  # of an end that this will not be
+            config.resume = None  # it concerns this sitting only, so config.yaml does not keep it
+            for name in ("report.html", "summary.json"):  # from an earlier end, after which the run now goes on
                 (folder / name).unlink(missing_ok=True)
             save_config(config, folder)
             if why_not_compiled:

@@ -97,16 +97,16 @@ def compare(
 ) -> None:
     """Run every variant on every density, print a table of the median KL, in nats, and draw each run.
 
-    What is done already is not done again, so that it may be stopped and go on. A change of what settings mean, in
-    configs or in code, is not seen: rows that are of before are to be deleted.
+    Runs that the CSV file already has are not made again, so the command may be stopped and started again. It does not
+    notice when configs or code change what settings mean: delete the rows from before such a change.
 
     Args:
         name: of the command, its folder, its CSV file and its figure.
         description: of the command.
         variants: settings of train.py, by the name that heads a row.
-        densities: unless told otherwise.
-        base: setting that comes before those of a variant, `{data}` the density.
-        seconds: of a run, unless told otherwise.
+        densities: the default of `--densities`.
+        base: setting that comes before those of a variant; `{data}` in it stands for the density.
+        seconds: of a run, the default of `--seconds`.
     """
     parser = arguments(description, name, "csv")
     parser.add_argument("--seconds", type=float, nargs="+", help="of a run, evaluation included")

@@ -1,6 +1,6 @@
-"""KL against seconds, ours beside what else one would take, at equal time: `python -m benchmarks.fit`.
+"""KL against seconds of training, ours beside flows of other packages, at equal time: `python -m benchmarks.fit`.
 
-Each contestant trains for the same number of seconds, in a process of its own; the clock stands still while it is
+Each contestant trains for the same number of seconds, in a worker process; the clock stands still while it is
 evaluated. KL is estimated alike for all: the mean of log p(x) - log q(x) over held-out points, log q exact.
 """
 
@@ -45,9 +45,9 @@ class Contestant:
     """A model in training.
 
     Attributes:
-        step: one training step on a batch, shape (n, 2), at a share of the run, from 0 to 1, that is done.
-        log_prob: the log-density of points, shape (n, 2), as it would be used now.
-        batches: what the steps are made on.
+        step: takes one training step, given a batch, shape (n, 2), and the share of the run that is done, 0 to 1.
+        log_prob: the log-density at points, shape (n, 2), of the model that one would use now, such as an average.
+        batches: training batches without end.
     """
 
     step: Callable[[Tensor, float], None]
@@ -56,7 +56,7 @@ class Contestant:
 
 
 def fresh(target: TargetDensity, size: int, evenly: bool = False) -> Iterator[Tensor]:
-    """Batches of `size` fresh points, an epoch's at a time; `evenly` as in our recipes."""
+    """Batches of `size` fresh points, `EPOCH` drawn at a time; `evenly`: each covers the target, as in our recipes."""
     while True:
         points = target.sample(EPOCH * size)
         yield from stratified(points, size) if evenly else points.split(size)

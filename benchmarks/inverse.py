@@ -1,8 +1,8 @@
 """Samples a second through the inverse, beside normflows on the very same weights: `python -m benchmarks.inverse`.
 
-normflows stops when no coordinate moves by more than its tolerance, so its error can be larger; both are measured. How
-often it evaluates a block depends on how far the flow is from the identity: hence one that has barely learned, and one
-that has learned for as long as a default run.
+normflows stops when no coordinate moves by more than its tolerance, so its error can exceed that; the errors of both
+are measured. How often it evaluates a block depends on how far the flow is from the identity, so two flows are
+inverted: one that has barely learned, and one that has learned for as long as a default run.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Normflows:
             self.blocks[index] = iResBlock(nn.Sequential(*parts), brute_force=True).eval().requires_grad_(False)
 
     def evaluations(self, z: Tensor, tolerance: float) -> float:
-        """Of a block's network by the inverse alone, the mean over the blocks."""
+        """How often the inverse alone evaluates a block's network, the mean over the blocks."""
         calls: list[None] = []
         hooks = [block.nnet.register_forward_hook(lambda *_: calls.append(None)) for block in self.blocks.values()]
         self.inverse(z, tolerance)

@@ -51,12 +51,12 @@ def ratio(slow: Timing, fast: Timing) -> tuple[float, float, float]:
 def interleaved(contestants: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, Timing]:
     """Time each contestant once a round, A B C A B C ..., on the CPU.
 
-    A turn is a pause, then the work twice, timed the second time, as in a loop that does nothing else: the threads that
-    the contestant before has left spinning are asleep, and its own data are in the cache.
+    A turn is a pause, then the work twice, of which the second is timed. So it is timed as in a loop that does nothing
+    else: the previous contestant's threads, which spin on after their work, are asleep, and this one's data are cached.
 
     Args:
         contestants: a name and what to time.
-        rounds: how often.
+        rounds: timed rounds, after `WARM_UP` that are not.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for number in tqdm(range(WARM_UP + rounds), unit="round", leave=False, disable=None):

@@ -1,7 +1,8 @@
 """Peak memory of a step against the terms of the series and against blocks: `python -m benchmarks.memory`.
 
-What is counted is every byte of every tensor alive at once, above what was alive before the step. The gradients were,
-since they are set to zero in place, as in training. Compiled code works in about a MiB a thread more.
+Counted is every byte of every tensor alive at once, above those alive before the step. The gradients are not counted:
+they were alive before, since they are set to zero in place, as in training. Nor is the working memory of compiled code,
+about a MiB a thread.
 """
 
 from __future__ import annotations

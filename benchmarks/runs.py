@@ -26,8 +26,8 @@ def digest(overrides: Sequence[str]) -> str:
 def run(parent: Path, name: str, overrides: Sequence[str]) -> tuple[list[dict[str, float]], dict[str, Any]]:
     """Train without pictures, unless it was done before; return the rows of metrics.csv and the summary.
 
-    The run's folder, below `parent`, is called `name` and a digest of the settings. One that was stopped begins anew,
-    since what is gone on with has had another start.
+    The run's folder, below `parent`, is called `name` and a digest of the settings. A run that was stopped begins anew,
+    since a resumed one would have started twice.
     """
     folder = parent / f"{name}-{digest(overrides)}"
     if not (folder / "summary.json").exists():

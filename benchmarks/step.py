@@ -66,11 +66,11 @@ def products(blocks: int, width: int, batch: int) -> Callable[[], None]:
 
     def run() -> None:
         for _ in range(blocks):
-            for _ in range(2):  # forward; then the gradients by what went into each layer, of the same shapes
+            for _ in range(2):  # forward; then the gradients of each layer's input, whose products are as large
                 torch.mm(x[:batch], first)
                 torch.mm(h, hidden)
                 torch.mm(h, last)
-            torch.mm(x[:batch].T, h[:batch])  # and the gradients by the weights
+            torch.mm(x[:batch].T, h[:batch])  # and the gradients of the weights
             torch.mm(h.T, h)
             torch.mm(h.T, x)
 

@@ -33,7 +33,7 @@ class CurveDensity(TargetDensity):
     noise: float
     """Standard deviation of the Gaussian part of the noise."""
     spread = 0.0
-    """How far the rest of the noise reaches."""
+    """How far the part of the noise that is not Gaussian can move a point."""
 
     @abc.abstractmethod
     def curve(self, t: Tensor) -> Tensor:
@@ -55,7 +55,8 @@ class CurveDensity(TargetDensity):
         nodes, log_weights, centres, radii = (array.to(y) for array in self._quadrature)
         distance = torch.cdist(y, centres)
         nearest = (distance - (radii + self.spread)).clamp(min=0)
-        # Symmetric noise beside the Gaussian makes the kernel smaller by a factor at most, wherever it is.
+        # Without `spread`: symmetric noise beside the Gaussian makes the kernel smaller by a constant factor at most,
+        # at any distance.
         furthest = (distance + radii).amin(dim=1, keepdim=True)
         point, panel = torch.nonzero(nearest**2 - furthest**2 < 2 * NEGLIGIBLE * self.noise**2, as_tuple=True)
         log_terms = self.log_kernel((y / self.noise)[point].unsqueeze(1) - nodes[panel]) + log_weights[panel]

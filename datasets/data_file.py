@@ -1,4 +1,4 @@
-"""What comes from a file of one's own: found again, and known to be the same, when a run is resumed."""
+"""Data from a file of one's own, which a resumed run finds by its path and recognizes by its digest."""
 
 from __future__ import annotations
 

@@ -73,7 +73,7 @@ class Moons(TargetDensity):
         s = 2 * self.noise
         if s > 0.03:
             return super().integrate()
-        # Around each arc, which the other does not reach; a half turn of the plane carries one into the other.
+        # Around the upper arc alone: the lower one does not reach there, and a half turn of the plane swaps the two.
         mass, entropy = self.integrate_polar(UPPER, panels([RADIUS], s), panels([0.0, math.pi], s / RADIUS, reach=14.0))
         return 2 * mass, 2 * entropy
 
@@ -84,7 +84,7 @@ class Moons(TargetDensity):
 
 @functools.cache
 def _integrals(noise: float) -> tuple[float, float]:
-    """Half a second's work, for each run of a sweep."""
+    """Cached, because each run of a sweep would repeat half a second of work."""
     return Moons(noise)._integrate()
 
 
@@ -105,5 +105,5 @@ def _log_falling_integral(kappa: Tensor, start: Tensor, end: Tensor) -> Tensor:
         t = start + length * node
         value += weight * torch.exp(-2 * kappa * (torch.sin(t / 2) ** 2 - first))
     integral = value * length.clamp(min=0)
-    some = integral > 0  # an empty piece has no slope either, not that of a logarithm at 0
+    some = integral > 0  # an empty piece must have gradient 0, not that of a logarithm at 0
     return torch.where(some, torch.where(some, integral, 1.0).log(), -math.inf) - 2 * kappa * first

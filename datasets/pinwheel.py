@@ -27,10 +27,10 @@ class Pinwheel(TargetDensity):
     :math:`2\pi k / \mathrm{blades} + e^r / 4`, k at random, and doubled. As in FFJORD's and the residual flows' toy
     data (Grathwohl et al. 2019, arXiv 1810.01367, `lib/toy_data.py`; Johnson et al. 2016, arXiv 1603.06277).
 
-    Bending moves a point along its circle, and :math:`|\det| = |1 + t e^r / 4|`: so the density of a point y is a sum
-    over the points of its circle that are moved to y. There is one for each blade where the circle is small, and more
-    where :math:`t e^r / 4` falls below -1, in the outermost parts of the blades, which overtake themselves. Beyond
-    fifteen standard deviations only a part of the sum is taken: there ln p is too low.
+    Bending moves a point along its circle around the origin, and :math:`|\det| = |1 + t e^r / 4|`: so the density at y
+    is a sum over the points that bending moves to y, all on the circle of y. There is one for each blade where the
+    circle is small, and more where :math:`t e^r / 4` falls below -1: there the outermost parts of the blades overtake
+    themselves. Beyond fifteen standard deviations only a part of the sum is taken, so ln p is too low there.
 
     Args:
         blades: their number.
@@ -84,7 +84,7 @@ class Pinwheel(TargetDensity):
             phi = _roots(bent, theta.unsqueeze(1), self.blades, self.roots, folded)
         none = phi.isnan()
         phi = torch.where(none, 0.0, phi)
-        if rho.requires_grad:  # a step of Newton's of length 0, whose gradient is the root's
+        if rho.requires_grad:  # a Newton step of length 0, which gives phi the gradient of the root
             moved = _u(bent, phi) - theta.unsqueeze(1)
             phi = phi - (moved - moved.detach()) / _slope(bent, phi).detach()
         r, t = rho * torch.cos(phi), rho * torch.sin(phi)
@@ -126,7 +126,8 @@ def _roots(rho: Tensor, theta: Tensor, blades: int, most: int, folded: bool) -> 
 
     They solve :math:`u(\varphi) = \varphi - e^{\rho \cos \varphi} / 4 = \theta` modulo :math:`2\pi / \mathrm{blades}`.
     Unless `folded`, u rises all around the circle, and there is a root for each blade. Otherwise u falls between two
-    angles; of both parts the `most` roots on either side of the most likely place are found. NaN where there is none.
+    angles. With k = max(`most`, `blades`), the k roots on either side of a blade's middle are found where u rises, and
+    the k nearest to the middle where u falls. NaN where there is none.
     """
     lowest = _steepest(rho)
     spacing = 2 * math.pi / blades
@@ -171,9 +172,9 @@ def _bisect_slope(rho: Tensor, positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _solve(rho: Tensor, goals: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The angles where u is at its `goals`, shape (n, m), between `low`, where it is below them, and `high`.
+    """The angles where u equals `goals`, shape (n, m), between `low`, where u is below them, and `high`, where above.
 
-    By Newton's steps, each kept inside the bracket or replaced by bisection. NaN goals give NaN.
+    By Newton steps; one that would leave the bracket is replaced by bisection. NaN goals give NaN.
     """
     low, high = low.expand_as(goals), high.expand_as(goals)
     phi = (low + high) / 2

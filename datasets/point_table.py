@@ -96,8 +96,8 @@ class PointTable(DataFile):
 
 
 def _is_header(first: str) -> bool:
-    """Whether the first line names the columns. What is wrong with it is to be said where it does not."""
-    if not any(letter.isalpha() or letter == "\ufffd" for letter in first):  # or one of another encoding
+    """Whether the first line names the columns; if not, it is read as a point, so that an error in it is reported."""
+    if not any(letter.isalpha() or letter == "\ufffd" for letter in first):  # U+FFFD: a letter in another encoding
         return False
     numeric = re.compile(r"""["' ]*[-+]?(\.?\d|(nan|inf|infinity)\b)""", re.IGNORECASE)
     return not any(numeric.match(field) for field in first.split(","))

@@ -17,12 +17,12 @@ __all__ = ["Points", "window_of"]
 
 FEWEST = 20
 FURTHEST = 1e4  # standard deviations from zero: a float32 has seven digits
-MIDDLE_FURTHEST = 1e5  # widths of the middle half from zero: a hundred numbers of float32 are in it
+MIDDLE_FURTHEST = 1e5  # interquartile ranges from zero: so far out, about a hundred float32 numbers are in one
 NARROWEST, WIDEST = 1e-18, 1e18  # standard deviations: a density is per unit area, and a float32 ends at 3e38
 OUTSIDE = 0.0005  # share of the points that the window leaves out to each side
-# Beside heavy tails, such as Cauchy's, all else would be a few cells. So where the window would be more than EXTREME
-# times as wide, it leaves them out: TAIL, the share of the points to each side, and half the window is WITH_TAILS times
-# the range of the others.
+# In a window with heavy tails, such as Cauchy's, all other points would fill only a few cells. So where the tails make
+# the window more than EXTREME times as wide, they are left out: a share TAIL of the points to each side. Half the
+# window is then WITH_TAILS times the range of the other points.
 TAIL, WITH_TAILS, EXTREME = 0.025, 1.25, 8
 PER_CELL = 10  # points in a cell of the histogram, on average
 
@@ -65,8 +65,8 @@ class Points(PointTable, Target):
                 raise self.refused(
                     f"{name} is {mean:.6g} ± {std:.2g}, too far from zero for float32: subtract its mean"
                 )
-            low, high = np.quantile(column, [0.25, 0.75]).tolist()  # one slip makes std as large as can be
-            # Not of a file that a run began with, maybe in an earlier version.
+            low, high = np.quantile(column, [0.25, 0.75]).tolist()  # std may be huge because of one wrong row
+            # Not checked where a run, maybe of an earlier version, has begun with the file.
             if sha256 is None and low < high < low + max(abs(low), abs(high)) / MIDDLE_FURTHEST:
                 raise self.refused(
                     f"half of all {name} are between {low:.9g} and {high:.9g}, too far from zero for float32: "
@@ -98,7 +98,7 @@ class Points(PointTable, Target):
 
 
 def window_of(points: Tensor) -> Window:
-    """Where all but a few of the `points`, shape (n, 2), are, but for extreme tails.
+    """The rectangle that holds all but a few of the `points`, shape (n, 2), or all but extreme tails.
 
     A square, unless one axis is much longer.
     """

@@ -50,7 +50,7 @@ class Target(abc.ABC):
 
     mean, std = torch.zeros(2), torch.ones(2)
     origin: Mapping[str, str] = {}
-    """Settings that, written down, lead to the same data again."""
+    """Settings stored with a run so that it finds the same data again: the path and the digest of a data file."""
 
     @abc.abstractmethod
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
@@ -68,11 +68,11 @@ class Target(abc.ABC):
     @property
     @abc.abstractmethod
     def drawn_as(self) -> str:
-        """What `on_grid` is."""
+        """What `on_grid` returns, in words: the title of its panel."""
 
     @abc.abstractmethod
     def on_grid(self) -> np.ndarray:
-        """What is drawn of it: per unit area, shape (cells, cells), the lowest y first."""
+        """The density or histogram to draw, per unit area, shape (cells, cells), the lowest y first."""
 
 
 class TargetDensity(Target):
@@ -107,8 +107,8 @@ class TargetDensity(Target):
         r"""The differential entropy :math:`H = -\int p \ln p` in nats, within 1e-6 for a smooth density.
 
         Raises:
-            ArgumentError: the density is too thin to be integrated, or has edges, for which a subclass overrides this.
-                Never a wrong number: its mass is integrated too.
+            ArgumentError: the density integrates to something other than 1, because it is too thin or has edges: this
+                check prevents a wrong entropy. A subclass whose density has edges overrides this property.
         """
         with _one_thread():
             mass, entropy = self.integrate()
@@ -122,14 +122,14 @@ class TargetDensity(Target):
         return entropy
 
     def integrate(self) -> tuple[float, float]:
-        """The integrals of p and of -p ln p over the plane, by adaptive squares, which a very thin density escapes.
+        """The integrals of p and of -p ln p over the plane, by adaptive squares, which may miss a very thin density.
 
-        A density with thin parts whose places are known overrides this. Only a result whose mass is 1 is believed.
+        A density with thin parts at known places overrides this. `entropy` accepts only a result whose mass is 1.
         """
         return _integrate(self._mass_and_entropy, self.window)
 
     def integrate_cartesian(self, x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-        """The same over a rectangle cut at `x` and at `y`, such that no part of p is thin beside its panel."""
+        """The same integrals over a rectangle, cut at `x` and `y` finely enough that p is smooth on each panel."""
         return _on_panels(self._mass_and_entropy, x, y)
 
     def integrate_polar(
@@ -159,8 +159,11 @@ class TargetDensity(Target):
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """While entered, torch computes on one thread: of many small operations on busy cores, threads that wait for each
-    other at the end of every one make half a minute out of half a second."""
+    """While entered, torch computes on one thread.
+
+    An integral takes many small operations. On busy cores, threads that wait for each other after each of these turn
+    half a second into half a minute.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -177,10 +180,10 @@ def midpoints(window: Window, side: int) -> Tensor:
 
 
 def in_float64(x: Tensor) -> Tensor:
-    """Points, of any shape, as log-densities are computed.
+    """Convert points, of any shape, to float64, in which log-densities are computed.
 
     Raises:
-        TypeError: `x` is of whole numbers, to which a log-density would be rounded.
+        TypeError: `x` has an integer dtype: a log-density is returned in the dtype of `x`, so it would be rounded.
     """
     if not x.is_floating_point():
         raise TypeError(f"points are of floating-point numbers, as x.float() is; got {x.dtype}")
@@ -237,8 +240,8 @@ def _integrate(integrand: Callable[[Tensor], Tensor], window: Window) -> tuple[f
     """Integrate over the plane by Gauss-Legendre rules on squares, split where two orders of the rule disagree.
 
     The integrand, shapes (..., 2) to (..., 2), should be smooth, and negligible outside a border of half the window's
-    width around it. Where it is so thin that all nodes of a square miss it, or that squares become too many, the part
-    not found is missing from the result: integrate something of known integral beside it.
+    width around it. A part so thin that all nodes of a square miss it is missing from the result, and so are squares
+    still to be split at `MOST_SQUARES`: to detect that, integrate a function of known integral along with it.
     """
     (left, right), (bottom, _) = window
     side, cells = 2 * (right - left), 32

@@ -21,7 +21,7 @@ HALF_SIDE = 0.25 / SCALE  # of the square that the uniform part of the noise fil
 
 
 class TwoSpirals(CurveDensity):
-    r"""The spiral :math:`n (-\cos n, \sin n) + u`, :math:`n = 3\pi\sqrt{v}`, over 3, or minus that; Gaussian noise.
+    r"""The spiral :math:`(n(-\cos n, \sin n) + u) / 3`, :math:`n = 3\pi\sqrt{v}`, or its negative, plus Gaussian noise.
 
     v is uniform on [0, 1], both coordinates of u on [0, 0.5]. As in FFJORD's and the residual flows' toy data
     (Grathwohl et al. 2019, arXiv 1810.01367, `lib/toy_data.py`), and in that of neural spline flows.

@@ -18,10 +18,10 @@ class Bijection(nn.Module, abc.ABC):
     """An invertible, differentiable map of R^d with a tractable log-determinant."""
 
     inverse_bound: float | None = None
-    """The largest error, relative to max(1, |z|), that the last inverse could have; None where it is a closed form."""
+    """Bound on the error of the last inverse, relative to max(1, |z|); None where the inverse is in closed form."""
 
     is_stage: ClassVar[bool] = True
-    """Whether it is a step of its own on the way from the base to the data, when that is drawn."""
+    """Whether `Flow.inverse_path`, from which plots are drawn, shows this bijection as a step of its own."""
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:

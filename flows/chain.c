@@ -19,7 +19,8 @@ typedef int32_t bits;
 INLINE bits bits_of(real a) { bits b; memcpy(&b, &a, sizeof b); return b; }
 INLINE real real_of(bits b) { real a; memcpy(&a, &b, sizeof a); return a; }
 
-/* Added to a number of moderate size and subtracted again, it rounds that to a whole one, which is in its last bits too. */
+/* Adding ROUNDER to a number of moderate size and subtracting it again rounds the number to a whole one, which the last
+ * bits of the sum hold too. */
 #ifdef DOUBLE
 static const real ROUNDER = 0x1.8p52;
 enum { MANTISSA = 52 };
@@ -53,8 +54,9 @@ INLINE void sine_and_cosine(real a, real *sine, real *cosine) {
     *cosine = real_of(bits_of(quadrant & 1 ? s : c) ^ (bits)((uint64_t)((quadrant + 1) & 2) << TO_SIGN));
 }
 
-/* Where e^a is cut off. Neither const nor static, which without a write is the same to gcc: it would compute e^a at both
- * ends beforehand, and choose among three results instead of two numbers, which takes longer. */
+/* Where e^a is cut off. Neither const nor static: gcc takes a static that is never written for a constant, and would
+ * compute e^a at both ends beforehand and choose among three results, which takes longer than choosing between two
+ * numbers. */
 #ifdef DOUBLE
 real smallest = -708, largest = 709;
 #else
@@ -438,8 +440,7 @@ static void invert_jacobian(int d, int n, int r, const Work *work, real *M) {
     invert(d, M);
 }
 
-/* Of a residual, over max(1, |y|): what it comes down to in training, and where one Newton step more is sure to bring it
- * there. */
+/* Residuals over max(1, |y|): the target of `forward`, and one from which a single Newton step more should reach it. */
 #ifdef DOUBLE
 static const real SOLVED = 1e-12, NEARLY_SOLVED = 1e-7;
 #else
@@ -459,12 +460,13 @@ static real residual_of(int d, const real *y, const real *x, const real *g, real
     return relative(d, residual, y);
 }
 
-/* Solves x + g(x) = y: from a start in work->x to x in work->x, g and J there into work->out, and what enters the
- * activations. As flows/fixed_point.py does, by Newton steps, of which one that does not shrink the residual by L is taken
- * back for x + r, which does; only for the samples that are not there yet. One that is not finite is left alone.
+/* Solves x + g(x) = y from a start in work->x. Leaves x in work->x, g and J at x in work->out, and what enters the
+ * activations in work->pre. Takes Newton steps, as flows/fixed_point.py does: one that does not shrink the residual by
+ * the factor L is taken back for x + r, which does. Samples that are solved take no more steps; samples that are not
+ * finite take none.
  *   y        (n, d)
- *   target   of the residuals, over max(1, |y|)
- * Returns 0 if one does not come down to that. */
+ *   target   for the residuals, over max(1, |y|)
+ * Returns 0 if a residual stays above `target`. */
 static int solve_block(const Chain *chain, int block, int n, const real *y, double target, Work *work) {
     int d = chain->d, active[n], left = 0;
     real x[n * d], fallback[n * d], limit[n], residual[d], step[d], M[d * d], enough = fmax(NEARLY_SOLVED, target);
@@ -556,8 +558,8 @@ int forward(const Chain *chain, int64_t batch, int chunk, int64_t begin, int64_t
 }
 
 /* From x = z towards x + g(x) = z, g of one block, whose affine map is not used: a Newton step, then steps of Broyden's
- * method, which need no Jacobian. A sample stops where a step does not shrink its residual, and after `steps`, or where the
- * residual is `enough`, with one step more, which then costs nothing.
+ * method, which need no Jacobian. A sample stops where a step does not shrink its residual. The last of `steps`, or the
+ * step that follows a residual of at most `enough`, is taken without evaluating its residual: it costs nothing.
  *   z, x      (batch, d)
  *   inverse   (batch, d, d): (I + J)^-1, roughly
  * Returns 0 if there is no memory. */
@@ -618,12 +620,13 @@ int approach(const Chain *chain, int block, int chunk, int64_t begin, int64_t en
 
 enum { LOOKS = 3 }; /* how often `certify` evaluates a sample before it hands it to `solve_block` */
 
-/* The solution of x + g(x) = y, from a start in x, as flows/fixed_point.py certifies it: with a residual r the distance to it
- * is at most |r| / (1 - L). By steps of one matrix, and where some of those are not enough by `solve_block`.
+/* Solves x + g(x) = y from a start in x, with the guarantee of flows/fixed_point.py: with a residual r, the distance
+ * from x to the solution is at most |r| / (1 - L). Takes steps x + `inverse` r, all with the same matrix; where LOOKS
+ * of them are not enough, `solve_block` takes over.
  *   y, x      (n, d)
  *   inverse   (n, d, d): (I + J)^-1, roughly
- *   largest   of the bounds on that distance over max(1, |y|), each at most `tolerance`: raised to that of these samples
- * Returns 0 if rounding keeps one above it, or if something is not finite. */
+ *   largest   the largest bound so far on that distance over max(1, |y|), at most `tolerance`; raised for these samples
+ * Returns 0 if rounding keeps a bound above `tolerance`, or if something is not finite. */
 static int certify(const Chain *chain, int block, int n, const real *y, const float *inverse, double tolerance, real *x,
                    real *largest, Work *work) {
     int d = chain->d, rest[n], left = n;
@@ -674,10 +677,10 @@ typedef int Approach(const void *chain, int block, int chunk, int64_t begin, int
                      const float *z, float *x, float *inverse);
 
 /* Carries the samples from `begin` to `end` through the chain, values alone, and solves inverted blocks to a guarantee.
- *   coarse, start, steps, enough   where from: the same chain in float, with `approach` and what that is told
+ *   coarse, start, steps, enough   for the starting points: the same chain in float, its `approach`, that one's limits
  *   tolerance   (blocks): see `certify`
- *   points      (blocks + 1, batch, d), where `next` is batch * d: the first are given; what enters each block and leaves the
- *               last. Where `next` is 0, (batch, d): what is given becomes what leaves the last.
+ *   points      (blocks + 1, batch, d) if `next` is batch * d: the first are given, those after each block are written.
+ *               (batch, d) if `next` is 0: the points that are given are overwritten by those after the last block.
  *   bounds      (blocks), zeros: see `certify`; they stay zero where a block is not inverted
  * Returns 0 if there is no memory, -1 if a block cannot be inverted as closely as that. */
 int forward_certified(const Chain *chain, const void *coarse, Approach *start, int steps, double enough,
@@ -812,8 +815,8 @@ static void leave_first_layer(const Chain *chain, int block, int n, Work *work, 
         }
 }
 
-/* From work->out, now the gradient by what evaluate_block left there: adds that by the parameters to `gradient`, that by
- * work->x to work->by_x. */
+/* work->out now holds the gradient by what evaluate_block left there. Adds the gradient by the parameters to
+ * `gradient`, and the gradient by work->x to work->by_x. */
 static void pull_back_block(const Chain *chain, int block, int n, Work *work, Chain *gradient) {
     int w = chain->width, wide = padded(w), inner = UNITS * wide, depth = chain->depth;
     int used = work->stacked * n, rows = whole_tiles(used);
@@ -830,8 +833,8 @@ static void pull_back_block(const Chain *chain, int block, int n, Work *work, Ch
     leave_first_layer(chain, block, n, work, gradient);
 }
 
-/* The same for the solution x of x + g(x) = y, whose gradient is work->by_x: makes of it the gradient by y. With v the
- * gradient by x and w that by y, w = (I + J)^-T v and that by g is -w, J at x.
+/* The same for the solution x of x + g(x) = y: turns work->by_x from the gradient v by x into the gradient w by y. With
+ * J at x, w = (I + J)^-T v, and the gradient by g is -w.
  *   J   (n, d, d), at x */
 static void pull_back_solution(const Chain *chain, int block, int n, const real *J, Work *work, Chain *gradient) {
     int d = chain->d, stacked = work->stacked;
@@ -844,7 +847,7 @@ static void pull_back_solution(const Chain *chain, int block, int n, const real 
         for (int i = 0; i < d; i++)
             for (int j = 0; j < d; j++) by_y[r * d + j] += work->by_x[r * d + i] * M[i * d + j];
     }
-    work->stacked = 1; /* the Jacobian has had its gradient before */
+    work->stacked = 1; /* the gradient through the Jacobian was added before */
     evaluate_block(chain, block, n, work);
     for (int k = 0; k < n * d; k++) work->out[k] = -by_y[k];
     pull_back_block(chain, block, n, work, gradient);

@@ -1,9 +1,9 @@
 """A chain of residual blocks or their inverses in one call, forward and backward, by a C library.
 
-Blocks on the plane are small: sixteen of them are hundreds of operations, each of which costs more to start than to do,
-and whose results leave the cache before the next one needs them. `chain.c`, compiled when first needed, carries some
-dozens of samples at a time through a whole block. What it computes is `fused.value_and_jacobian` block after block, of
-inverted ones at the solution, and tests hold it to that.
+In two dimensions blocks are small: sixteen of them take hundreds of operations, each of which costs more to start than
+to compute, and whose results leave the cache before the next one needs them. `chain.c`, compiled when first needed,
+carries some dozens of samples at a time through a whole block. It computes `fused.value_and_jacobian` block after block
+(at the solution, where a block is inverted), and tests compare the two.
 """
 
 from __future__ import annotations
@@ -115,15 +115,15 @@ def certified_through_chain(
     enough: float,
     with_path: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`through_chain`, without graph, with inverted blocks solved as `solve_fixed_point` does; of float64.
+    """As :func:`through_chain`, in float64 without graph; inverted blocks are solved as by `solve_fixed_point`.
 
     Args:
-        tolerances: of each block, on the distance to its solution, relative where |y| exceeds 1.
-        steps, enough: of the way in float32, see `NormalizedMLP.approach`.
+        tolerances: for each block, on the distance to its solution, relative where |y| exceeds 1.
+        steps, enough: limits of the first approach, in float32; see `NormalizedNet.approach`.
 
     Returns:
-        What leaves each block, shape (n, batch, d), or, without the path, only the last, (1, batch, d); and the largest
-        bound on the distance in each block, shape (n,), zero where it is not inverted.
+        The points after each block, shape (n, batch, d), or, without the path, after the last, (1, batch, d); and for
+        each block the largest bound on that distance, shape (n,), zero where the block is not inverted.
 
     Raises:
         CompileError: as :func:`through_chain`.
@@ -217,7 +217,7 @@ class _Call:
         if len(kinds) > 1:  # compiled code would read elsewhere
             found = " and ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise ValueError(f"a chain and its points are of one dtype and device, not {found}")
-        # Small enough for the cache, and a chunk for every thread if the batch is small but its work is not.
+        # A chunk fits into the cache, and is no larger than a thread's share, or a small batch would not be split.
         least = max(1, WORK // (self.chain.blocks * self.chain.width**2))
         self.chunk = max(1, min(ROWS // (1 + self.d), shares(self.batch, 1, least)[0][1]))
         self.shares = shares(self.batch, self.chunk, least)
@@ -259,7 +259,7 @@ class _Call:
             raise InverseError(
                 "a block is not inverted: Lip(g) exceeds its bound, or rounding keeps the residual above the tolerance"
             )
-        # Outputs of an autograd node hold on to it: what it keeps must be other tensors.
+        # An output refers to its autograd node; keeping an output would close a cycle, so the node keeps other tensors.
         self.jacobians = jacobians.detach() if keep and any(self._inverted) else None
         return self.inputs[-1].clone(), jacobians
 
@@ -267,7 +267,7 @@ class _Call:
         self, x: Tensor, coarse: _Call, tolerances: Sequence[float], steps: int, enough: float, with_path: bool
     ) -> tuple[Tensor, Tensor]:
         blocks = self.chain.blocks
-        if not all(tolerance > 0 for tolerance in tolerances):  # what comes as near as that never ends
+        if not all(tolerance > 0 for tolerance in tolerances):  # with a tolerance of zero the solver would never stop
             raise ValueError(f"tolerances are above zero, not {tolerances}")
         points = x.new_empty(blocks + 1 if with_path else 1, self.batch, self.d)
         points[0] = x

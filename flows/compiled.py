@@ -36,8 +36,8 @@ _threads_alone: int | None = None  # while `alone_in_threads`
 def alone_in_threads() -> Iterator[None]:
     """While entered, compiled code has all the threads that torch has, and torch's own operations have one.
 
-    In a training step what is left to torch is too small to be shared, and its threads, which wait for the next
-    operation by spinning, would take the cores from the compiled code's: steps would be a third longer.
+    In a training step, what is left to torch is too small to split among threads. Torch's threads, which spin while
+    they wait for the next operation, would take cores from compiled code: steps would take a third longer.
     """
     global _threads_alone
     if _threads_alone is not None:
@@ -54,9 +54,9 @@ def alone_in_threads() -> Iterator[None]:
 
 
 def shares(batch: int, chunk: int, least: int) -> list[tuple[int, int]]:
-    """Cut `range(batch)` into one part a thread, of whole chunks, none but the last smaller than `least`.
+    """Cut `range(batch)` into at most one part per thread, each but the last of whole chunks and at least `least` long.
 
-    Always in the same way, so that sums have one order.
+    The parts depend only on the arguments and the number of threads, so that sums over them have a fixed order.
     """
     share = max(-(-batch // (_threads_alone or torch.get_num_threads())), least)
     share = -(-share // chunk) * chunk
@@ -94,7 +94,8 @@ def library(source: Path, dtype: torch.dtype, *definitions: str) -> ctypes.CDLL:
     """The library of a C source for one dtype, compiled unless an earlier run has left it in the user's cache.
 
     Raises:
-        CompileError: there is no C compiler, or it fails; or `dtype` is another one.
+        CompileError: this is Windows, there is no C compiler, it fails, the library cannot be stored or loaded, or
+            `dtype` is neither float32 nor float64.
     """
     if dtype not in (torch.float32, torch.float64):
         raise CompileError(f"compiled code computes in float32 and float64, not in {dtype}")
@@ -139,7 +140,8 @@ def _loaded(command: list[str], source: Path, path: Path) -> ctypes.CDLL:
 
 
 def _compile(command: list[str], source: Path, path: Path) -> None:
-    # In a folder of its own, since another process may be compiling the same, then renamed: what has a name is whole.
+    # Compiled in a temporary folder and then renamed, since another process may be compiling the same library: whatever
+    # is at `path` is complete.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, tempfile.TemporaryDirectory() as elsewhere:
         made, linked = Path(folder) / path.name, Path(elsewhere) / path.name
         for native in (["-march=native"], ["-mcpu=native"], []):  # compilers differ in the name, by processor
@@ -185,7 +187,7 @@ def _version(compiler: tuple[str, ...]) -> str:
 
 @functools.cache
 def _processor() -> str:
-    """What decides which instructions and libraries there are: a cache may be shared by machines that differ."""
+    """What tells processors and C libraries apart, for the cache key: machines that differ may share a cache."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines() if cpuinfo.exists() else []
     flags = [line for line in lines if line.startswith(("flags", "Features"))]

@@ -15,10 +15,10 @@ Backward = Callable[..., Any]
 
 
 def once_differentiable(backward: Backward) -> Backward:
-    """Let a `backward` that builds no graph refuse to be asked for one, with `create_graph=True`.
+    """Make a `backward` that builds no graph raise where one is asked for, by `create_graph=True`.
 
-    torch's decorator of this name lets its result raise when differentiated again; but `torch.autograd.grad` by chosen
-    inputs goes around that, and silently leaves out what it stands for.
+    torch's decorator of this name raises only when the returned gradients are differentiated again, and
+    `torch.autograd.grad` by chosen inputs bypasses that: its result then silently lacks this function's part.
     """
 
     @functools.wraps(backward)

@@ -1,6 +1,7 @@
 """The inverse of a residual block: a fixed point, solved to a guaranteed accuracy or not at all.
 
-It can be had without a gradient, and, for flows that go through it while they learn, with one.
+`solve_fixed_point` computes it without a gradient; `solve_in_training` and `with_implicit_gradient` serve flows whose
+forward pass goes through an inverse, and which need the gradient.
 """
 
 from __future__ import annotations
@@ -45,12 +46,13 @@ def solve_fixed_point(net: LipschitzNet, z: Tensor, tolerance: float) -> tuple[T
     r"""Solve x + g(x) = z; return x, shape (batch, d), and a bound on its error, shape (batch,), both float64.
 
     With :math:`r = z - x - g(x)` and Lip(g) <= L < 1, the distance to the solution is at most
-    :math:`\|r\| / (1 - L)`. That, over max(1, |z|), is the bound that is returned, and each sample stops when it is
-    below `tolerance`: what is returned is guaranteed, however it was reached. It is reached by a Newton step and some
-    of Broyden's in float32, and then by steps :math:`x + (I + J)^{-1} r` in float64 with J in float32. One that does
-    not shrink the residual by the factor L is taken back for the step of the fixed-point iteration
-    (Behrmann et al. 2019, algorithm 1), :math:`x + r`, which always does: so the number of steps is bounded too. The
-    error itself is mostly some digits below the bound.
+    :math:`\|r\| / (1 - L)`. The returned bound is that limit over max(1, |z|), and each sample stops once its bound
+    is below `tolerance`: so the accuracy of x is guaranteed, however x was reached. First come a Newton step and some
+    steps of Broyden's method in float32, then steps :math:`x + (I + J)^{-1} r` in float64 with J in float32. A step
+    that does not shrink the residual by the factor L is taken back for a step of the fixed-point iteration (Behrmann et
+    al. 2019, algorithm 1), :math:`x + r`, which always does: so the number of steps is bounded too. Above
+    `LARGEST_NEWTON_DIMENSION` dimensions, all steps are of that iteration. The actual error is mostly some digits below
+    the bound.
 
     Raises:
         InverseError: L is not below one, `z` or g is not finite, or rounding keeps the bound above `tolerance`.
@@ -97,8 +99,8 @@ def _solve(g_of: NormalizedNet, L: float, z: Tensor, tolerance: float) -> tuple[
         active, steps = active[_above(enough, bounds[active])], steps + 1
     if not newton:
         return x, bounds
-    # One step more, without a look: its length is added to the bound, but it takes x some digits closer, which add up
-    # where many blocks are inverted one after another.
+    # One more step, whose residual is not evaluated: the bound grows by the step's length, but x gets some digits
+    # closer, which matters where many blocks are inverted one after another and their errors add up.
     step = torch.linalg.vecdot(inverse_J.to(x.dtype), residual.unsqueeze(1))
     with_step = bounds + (1 - L) * torch.linalg.vector_norm(step, dim=1) / unit
     allowed = with_step <= tolerance
@@ -135,8 +137,8 @@ def _coarse_solution(g_of: NormalizedNet, z: Tensor) -> tuple[Tensor, Tensor]:
 def solve_in_training(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
     """Solve x + g(x) = z, Lip(g) <= L, shape (batch, d), as closely as a training step needs; without graph.
 
-    On the CPU as :func:`solve_fixed_point` does. Elsewhere without a look at who is there already, for which the host
-    would wait.
+    On the CPU it solves as :func:`solve_fixed_point` does. On other devices it takes a fixed number of steps, because
+    the host would have to wait to learn which samples are solved; x is NaN for samples that these steps do not solve.
 
     Raises:
         InverseError: `z` is not finite, Lip(g) exceeds L, or rounding keeps the bound above the tolerance.
@@ -148,9 +150,9 @@ def solve_in_training(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
 
 
 def _solve_without_looking(g_of: NormalizedNet, L: float, z: Tensor) -> Tensor:
-    """The steps of `_solve`, a fixed number for all; where that was not enough, not a number.
+    """Take the steps of `_solve`, equally many for all samples; return NaN for a sample that they do not solve.
 
-    It is left to whoever looks at the loss: a failed assertion would end all work on the device.
+    NaN reaches the loss, whose reader can handle it; a failed assertion would end all work on the device.
     """
     newton = z.shape[1] <= LARGEST_NEWTON_DIMENSION
     x, fallback, limit = z, z, torch.full_like(z[:, 0], math.inf)

@@ -115,9 +115,9 @@ class Flow(Bijection):
 
     @torch.no_grad()
     def inverse_path(self, z: Tensor) -> list[Tensor]:
-        """Where the points `z`, shape (n, d), are on their way to data: at the base, then after each bijection.
+        """Return the points on their way from the base to data: `z`, shape (n, d), then those after each bijection.
 
-        What is no stage of its own, such as ActNorm, is taken together with the block beside it.
+        A bijection whose `is_stage` is false, such as ActNorm, makes one step together with the block beside it.
         """
         self.require_points(z)
         x = widened(z)
@@ -140,7 +140,7 @@ class Flow(Bijection):
 
     @property
     def inverse_bound(self) -> float | None:
-        """The largest of any bijection, each taken alone, in the last inverse."""
+        """The largest `inverse_bound` of a single bijection in the last inverse, not a bound for the whole flow."""
         bounds = [bijection.inverse_bound for bijection in self.bijections]
         return max((bound for bound in bounds if bound is not None), default=None)
 

@@ -27,7 +27,8 @@ class LipschitzDenseNet(LipschitzNet):
     :math:`(a_k, b_k) = (\eta_1, \eta_2) / \sqrt{\eta_1^2 + \eta_2^2 K^2}` with positive :math:`\eta` and
     :math:`K = c\,\mathrm{Lip}(\phi)`, so that :math:`\mathrm{Lip}(h_k) \le \sqrt{a_k^2 + b_k^2 K^2} = 1` and
     :math:`\mathrm{Lip}(g) \le c`. The paper holds :math:`a_k^2 + b_k^2` to one (its code to 0.98 squared, with
-    either weight kept from vanishing, and fixed for the first half of training), and leaves unused what K is below it.
+    either weight kept from vanishing, and fixed for the first half of training): where K is below one, the bound on
+    :math:`\mathrm{Lip}(h_k)` is then below one too, and the difference is unused.
 
     Args:
         dimensions: d, of input and output.

@@ -146,9 +146,9 @@ def c_parameters(activations: Sequence[Sequence[Activation]], dtype: torch.dtype
 class LipschitzNet(nn.Module, abc.ABC):
     """A network g from R^d to R^d with Lip(g) < 1, certified.
 
-    A subclass makes `layers`, :class:`LipschitzLinear` all of them, `activations`, and the three methods below.
-    `lipschitz` may depend on the layers and on parameters of the net itself, on nothing else: flows keep what it
-    returned until one of these changes.
+    A subclass sets `layers`, each a :class:`LipschitzLinear`, and `activations`, and writes the three abstract methods.
+    The result of `lipschitz` may depend only on the layers and on parameters of the net itself, not of a submodule:
+    flows cache it until one of these changes.
     """
 
     layers: nn.ModuleList
@@ -185,7 +185,7 @@ def normalized_stacks(layers: Iterable[Sequence[LipschitzLinear]]) -> list[Tenso
     """The normalized weights of the first layers of several networks of one shape, then of their second, ..."""
     if torch.is_grad_enabled():
         return [normalized_stack(of_one_role) for of_one_role in layers]
-    # To the last bit those of the inverse, which takes them layer by layer.
+    # One layer at a time, as in the inverse, so that the weights of both directions agree to the last bit.
     return [torch.stack([layer.normalized_weight() for layer in of_one_role]) for of_one_role in layers]
 
 
@@ -266,13 +266,14 @@ class NormalizedNet(abc.ABC):
     def approach(self, z: Tensor, steps: int, enough: float) -> tuple[Tensor, Tensor]:
         """Go from x = z towards x + g(x) = z, without graph and without a guarantee.
 
-        By a Newton step, then by those of Broyden (1965, "A class of methods for solving nonlinear simultaneous
-        equations"), which learn from the residuals how J changes: they cost a value each, where Newton's cost d + 1.
+        First comes a Newton step, then steps of Broyden's method (1965, "A class of methods for solving nonlinear
+        simultaneous equations"), which learn from the residuals how J changes: each costs one evaluation of g, where a
+        Newton step costs d + 1.
 
         Args:
             z: shape (batch, d).
-            steps: of Broyden's method, at most. A sample stops where one does not shrink its residual.
-            enough: with a residual of that over max(1, |z|) it takes one step more, and stops as well.
+            steps: largest number of Broyden's steps. A sample stops when a step does not shrink its residual.
+            enough: a sample whose residual over max(1, |z|) is at most this takes one more step and stops.
 
         Returns:
             x, shape (batch, d), and :math:`(I + J)^{-1}` there, roughly, shape (batch, d, d).
@@ -384,7 +385,7 @@ class NormalizedMLP(NormalizedNet):
     def _runs_compiled(self, x: Tensor) -> bool:
         if torch._C._are_functorch_transforms_active():
             return False
-        # What it leaves for a gradient serves once.
+        # Compiled code is differentiable only once: with gradients it is used only where `fused` already means that.
         return self.compiled and x.device.type == "cpu" and (self.fused or not torch.is_grad_enabled())
 
     def _chain(self, x: Tensor) -> tuple[type[Activation], Tensor, ChainWeights]:

@@ -1,7 +1,7 @@
-"""Flows of other families, by zuko (`pip install -r requirements-neighbours.txt`), in the harness of ours.
+"""Flows of other families, from zuko (`pip install -r requirements-neighbours.txt`), trained and evaluated as ours are.
 
-Nothing of them is written here: each transform of theirs becomes a :class:`~flows.bijection.Bijection`. To NICE, whose
-scaling zuko has not, an ActNorm is added.
+None of them is reimplemented here: each of zuko's transforms is wrapped as a :class:`~flows.bijection.Bijection`.
+Zuko's NICE has no scaling at the end, so an ActNorm is added to it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _zuko() -> ModuleType:
 
 
 def _bijections(name: str, dimensions: int, width: int, depth: int, **settings: Any) -> list[Bijection]:
-    """Those of zuko's flow of that name on R^d, its networks of `depth` hidden layers of `width` units."""
+    """The transforms of zuko's flow `name` on R^d; its networks have `depth` hidden layers of `width` units."""
     made = getattr(_zuko().flows, name)(dimensions, hidden_features=[width] * depth, **settings).transform
     return [ZukoTransform(lazy) for lazy in getattr(made, "transforms", [made])]
 
@@ -61,7 +61,7 @@ def _bijections(name: str, dimensions: int, width: int, depth: int, **settings: 
 @checked
 def nice(dimensions: int, transforms: Count = 8, width: Count = 64, depth: Count = 2) -> Flow:
     """NICE (Dinh et al. 2014, arXiv 1410.8516): additive couplings, of constant volume, and a scaling at the end."""
-    additive = {"univariate": _zuko().transforms.AdditiveTransform, "shapes": [()]}  # zuko's are affine untold
+    additive = {"univariate": _zuko().transforms.AdditiveTransform, "shapes": [()]}  # zuko's default is affine
     couplings = _bijections("NICE", dimensions, width, depth, transforms=transforms, **additive)
     return Flow([*couplings, ActNorm(dimensions)], dimensions)
 
@@ -88,7 +88,7 @@ def nsf(dimensions: int, transforms: Count = 4, bins: Count = 16, width: Count =
 def ffjord(dimensions: int, width: Count = 64, depth: Count = 2) -> Flow:
     """A continuous flow with its exact trace (Grathwohl et al. 2019, arXiv 1810.01367)."""
     flow = Flow(_bijections("CNF", dimensions, width, depth), dimensions)
-    # Its ODE solver reads its error in every step anyway; and a loss must be looked at before the next step, because
-    # with weights that are NaN the solver would never end.
+    # The ODE solver waits for the device anyway, to read its error estimate in each of its steps. And the loss must be
+    # checked before the next training step, because with NaN weights the solver would never end.
     flow.waits_for_device = True
     return flow

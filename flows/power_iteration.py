@@ -99,7 +99,7 @@ def _normalized(v: Tensor) -> Tensor:
 
 
 def _groups(layers: Iterable[LipschitzLinear]) -> list[list[LipschitzLinear]]:
-    """Those of one stack, where there are stacks, since they need not be copied; those of one shape elsewhere."""
+    """Group layers whose weights are one stack, which need not be copied, and other layers by their weights' shape."""
     groups: dict[torch.Size | int, list[LipschitzLinear]] = defaultdict(list)
     for layer in layers:
         W = layer.weight

@@ -17,7 +17,7 @@ from flows.precision import evaluation_device
 __all__ = ["InverseBlock", "Measure", "ResidualBlock"]
 
 Measure = Callable[[NormalizedNet, Tensor], tuple[Tensor, Tensor]]
-"""From g and points x: g(x), and what is to be known of its Jacobian there."""
+"""Maps g and points x to g(x) and to what is needed of the Jacobian there: itself, or its log-det estimate."""
 
 _EXACT = Exact()
 
@@ -31,7 +31,7 @@ class ResidualBlock(Bijection):
     """
 
     sign = 1
-    """Of log det(I + J) in the block's log-determinant."""
+    """The sign with which log det(I + J) enters the block's log-determinant."""
 
     tolerance = 1e-7
     """Guaranteed distance of `inverse`'s result from the true one, relative where |z| exceeds 1."""
@@ -80,8 +80,8 @@ class ResidualBlock(Bijection):
 class InverseBlock(ResidualBlock):
     """The inverse of x + g(x) as a bijection of its own: z is the solution of z + g(z) = x.
 
-    It is what a residual block cannot be: its slopes reach from 1 / (1 + L) to 1 / (1 - L), where those of
-    x + g(x) reach from 1 - L to 1 + L (Lu et al. 2021, arXiv 2103.09527). Its gradient is that of an implicit function.
+    It can be steeper than any residual block: its slopes reach from 1 / (1 + L) to 1 / (1 - L), those of x + g(x)
+    only from 1 - L to 1 + L (Lu et al. 2021, arXiv 2103.09527). Its gradient is that of an implicit function.
     """
 
     sign = -1

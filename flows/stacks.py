@@ -20,12 +20,13 @@ __all__ = ["is_stack", "stack_parameters", "stacked"]
 def stack_parameters(module: nn.Module) -> list[Tensor]:
     """Lay the parameters and buffers of one role, those whose names differ by the first number, into one storage.
 
-    Gradients by a parameter are summed up in `grad`, as ever, but in place: set them to zero, not to None. Moving the
-    module to another device or dtype undoes it. What is laid out already stays where it is.
+    Gradients accumulate in each parameter's `grad` as usual, but that is now a part of the stack's `grad`: set it to
+    zero, not to None. Moving the module to another device or dtype undoes the layout. Calling this again moves nothing
+    that is laid out already.
 
     Returns:
-        The stacks of the parameters, leaves of autograd: an optimizer of them is one of the parameters. That of
-        matrices has three dimensions, that of all else one. Where the parameters are frozen, so is their stack.
+        The stacks of the parameters, leaves of autograd: an optimizer that moves them moves the parameters. A stack of
+        matrices has three dimensions, any other has one. A stack of frozen parameters is frozen.
 
     Raises:
         ValueError: a parameter is frozen in some blocks alone.

@@ -27,8 +27,8 @@ class GifFile:
     Args:
         path: the file.
         palette: its colours, shape (at most 256, 3), uint8.
-        milliseconds: that a frame stands.
-        newest: milliseconds that the newest frame stands.
+        milliseconds: how long each frame but the newest is shown.
+        newest: how long the newest frame is shown, in milliseconds.
     """
 
     def __init__(self, path: Path, palette: np.ndarray, milliseconds: int, newest: int) -> None:

@@ -14,8 +14,9 @@ Box = tuple[int, int, int, int]
 
 
 def highest(target: np.ndarray) -> float:
-    """What a colour scale is made for: the highest density of a target on a grid. It is above zero, though a target
-    may fall between all points of the grid.
+    """The highest density of a target on a grid, which sets the top of the colour scale.
+
+    1 where it is zero, because the target falls between all points of the grid.
     """
     return float(target.max()) or 1.0
 

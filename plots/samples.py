@@ -13,7 +13,7 @@ __all__ = ["draw_samples"]
 
 SIDE, TOP = 390, 56  # pixels: of a panel, and above it
 MOST_POINTS = 20_000  # more would only cover each other
-AT_ONCE = 2**20  # of the points of the histogram, for each of which it takes some tens of bytes
+AT_ONCE = 2**20  # points counted in the histogram at a time: each takes some tens of bytes
 
 
 def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: Window, title: str) -> None:
@@ -38,7 +38,7 @@ def draw_samples(path: Path, samples: np.ndarray, log_prob: np.ndarray, window: 
     density = counts.T / (len(samples) * area)
     image = histogram.imshow(density, origin="lower", extent=(*window[0], *window[1]), cmap=DENSITY_MAP,
                              aspect=histogram.get_aspect())  # fmt: skip
-    # The lowest are so few, and so low, that the others would all look alike.
+    # Colours begin at the 2% quantile: the few values below it are so low that all others would look alike.
     add_color_bar(add_axes(figure, 48 + SIDE + 5, TOP, 12, SIDE), shown, "model's log p(x), nats", extend="min")
     add_color_bar(add_axes(figure, 568 + SIDE + 5, TOP, 12, SIDE), image, "share of samples per unit area")
     figure.text(0.5, 0.965, title, fontsize=12, ha="center", va="center")

@@ -74,7 +74,7 @@ class Strip:
         return "\n".join(_lines(self.words))
 
     def share(self, density: np.ndarray) -> np.ndarray:
-        """Of the target's highest."""
+        """`density` as a share of the target's highest."""
         return density / highest(self.target)
 
 

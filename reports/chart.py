@@ -14,7 +14,8 @@ DASHES = ("", "7 3", "2 3", "9 3 2 3")
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 10, 38
 TICKS = 5  # on an axis, about
-MOST_RATIO, LEAST = 1e5, 1e-5  # a logarithmic axis begins at this share of the highest value, or lower, at this
+# A logarithmic axis reaches down to the highest value / MOST_RATIO at most, or to LEAST if that is lower.
+MOST_RATIO, LEAST = 1e5, 1e-5
 MOST_POINTS = WIDTH  # of a line: more cannot be seen
 
 
@@ -38,8 +39,9 @@ def chart(title: str, x_label: str, series: Sequence[Series], logarithmic: bool 
     """A figure with a title and one line for each of `series`.
 
     Args:
-        logarithmic: the vertical axis, unless no value is above zero. It spans five decades, or what is above 1e-5:
-            what is lower, or not above zero, such as the estimate of a small KL, is drawn at its lower end.
+        logarithmic: whether the vertical axis is logarithmic; it is linear if no value is above zero. It reaches down
+            five decades from the highest value at most, or to 1e-5 if that is lower. Lower values, also those not
+            above zero, such as the estimate of a small KL, are drawn at its lower end.
     """
     lines = [
         (line, [(x, y) for x, y in zip(line.x, line.y) if math.isfinite(x) and math.isfinite(y)]) for line in series

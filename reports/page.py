@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parent
 
 
 def page(title: str, subtitle: str, body: Sequence[str]) -> str:
-    """A whole document that loads nothing, but for what `picture` has left beside it."""
+    """A whole HTML document that loads nothing but pictures too large for `picture` to embed."""
     style, script = ((FOLDER / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -34,9 +34,9 @@ def embedded(data: bytes, suffix: str) -> str:
 
 
 def picture(path: Path, caption: str, wide: bool = False) -> str:
-    """A figure with the picture in it, if it is not too large: then it stays a file, which has to lie beside the page.
+    """A figure with the picture embedded; a large picture stays a file, which has to lie beside the page.
 
-    Nothing where there is no such file.
+    An empty text where there is no such file.
     """
     if not path.exists():
         return ""

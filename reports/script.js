@@ -73,4 +73,4 @@ for (const chosen of document.querySelectorAll("tr[data-index], .legend [data-in
   chosen.addEventListener("pointerleave", (event) => event.pointerType === "touch" || choose(null));
   chosen.addEventListener("pointerdown", () => choose(chosen.dataset.index));
 }
-document.addEventListener("pointerdown", () => choose(null), true); // before that of what is chosen
+document.addEventListener("pointerdown", () => choose(null), true); // capturing: before a row or name is chosen

@@ -11,12 +11,12 @@ BITS = 15  # of each coordinate's place on the curve: two of them fit into an in
 
 
 def stratified(x: Tensor, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-    """Deal points into batches of which each has its share of every region.
+    """Deal points into batches, each of which has its share of every region.
 
     Points are sorted along a Hilbert curve and cut into `batch_size` runs of neighbours, the strata, each of which
-    gives every batch one point. So a batch's points are distributed as `x`, one by one, but not independent of each
-    other: the mean over a batch of what varies little within a stratum, as much of a gradient does, has less variance
-    than over independent points (Cochran 1977, Sampling Techniques, section 5.6).
+    gives every batch one point. A point picked at random from a batch is distributed as `x`, but the points of a batch
+    are not independent of each other. If a function varies little within a stratum, as much of a gradient does, its
+    mean over a batch has less variance than over independent points (Cochran 1977, Sampling Techniques, section 5.6).
 
     Args:
         x: shape (n, 2), n a multiple of `batch_size`, on the host.
@@ -47,7 +47,7 @@ def hilbert_index(x: Tensor, bits: int = BITS) -> Tensor:
     for bit in reversed(range(bits)):
         right, upper = a >> bit & 1, b >> bit & 1
         index = (index << 2) + (3 * right ^ upper)
-        # The lower quadrants are mirrored at the diagonal, the right one of them about the other.
+        # The lower left quadrant is mirrored about the main diagonal, the lower right one about the other diagonal.
         turned = (right & ~upper & 1).bool()
         a, b = (torch.where(turned, 2**bits - 1 - c, c) for c in (a, b))
         a, b = torch.where(upper.bool(), a, b), torch.where(upper.bool(), b, a)

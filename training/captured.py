@@ -1,8 +1,8 @@
 """Training steps on CUDA, captured as graphs and replayed.
 
-A step on the plane is hundreds of operations, each of which a GPU does faster than a host starts it. As a graph they
-are started at once. A graph replays on the memory it was captured with: so all that changes from step to step is in
-tensors here.
+A training step in 2D is hundreds of operations, each of which a GPU finishes faster than the host can launch it.
+A graph launches them all at once. It replays on the memory that it was captured with, so everything that changes from
+step to step is kept in tensors here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Work = Callable[[], Tensor]
 
 
 class CudaGraphs:
-    """What CUDA offers of graphs."""
+    """CUDA's graphs, behind two methods that tests replace by recordings, which need no GPU."""
 
     def warm_up(self, work: Work) -> Tensor:
         """Do `work`, on a stream of its own as a capture will."""
@@ -118,10 +118,10 @@ class CapturedLearner(Learner):
 
 
 def require_capturable(flow: Flow) -> None:
-    """Say what is the matter where steps of `flow`, on its device, cannot be captured.
+    """Refuse `trainer.cuda_graph` where training steps of `flow`, on its device, cannot be captured.
 
     Raises:
-        ArgumentError: they cannot.
+        ArgumentError: they cannot; the message says why.
     """
     on_cuda = next(flow.parameters()).device.type == "cuda"
     if reason := flow.why_not_captured() if on_cuda else "only on CUDA are steps graphs":

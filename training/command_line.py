@@ -46,7 +46,7 @@ from training.sweep import Run, combinations
 __all__ = ["command"]
 
 OF_A_RUN = ("hydra.run.", "hydra.job.name", "hydra.job.config.", "hydra.searchpath", "hydra.mode")
-"""Hydra's settings that a run alone heeds."""
+"""Prefixes of the Hydra settings that train.py obeys in a run outside a sweep."""
 
 AS_IT_IS = {
     "hydra.job.chdir": (False, None),
@@ -55,7 +55,7 @@ AS_IT_IS = {
     "hydra/job_logging": ("disabled", "none"),
     "hydra/hydra_logging": ("disabled", "none"),
 }
-"""What scripts often say to Hydra, and what a run does anyway."""
+"""Hydra settings that scripts often give, with the values that are accepted because a run behaves so anyway."""
 
 Task = Callable[[DictConfig, Any, Path], float | None]
 """What a command does: takes the configuration, its top-level settings as an object, and the run folder."""
@@ -189,7 +189,7 @@ def _run_once(run: Run, config: DictConfig, heeded: tuple[str, ...]) -> None:
     """Make one run in this process, without Hydra's launcher. One that is refused leaves nothing behind.
 
     Args:
-        heeded: what the names of those of Hydra's settings begin with that the run heeds.
+        heeded: prefixes of the Hydra settings that the run obeys; others are refused unless `AS_IT_IS` has the value.
     """
     for override in parse(list(config.hydra.overrides.hydra)):
         key = override.key_or_group
@@ -212,7 +212,7 @@ def _folder_of_its_own(config: DictConfig) -> Iterator[Path]:
         yield folder
         return
     before, made = None, []
-    while folder != before:  # as it is where it is named by the day, say: opening it tells whether it is free
+    while folder != before:  # equal if the name holds only the day, say: then opening it tells whether it is free
         missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
         try:
             folder.mkdir(parents=True)
@@ -269,7 +269,7 @@ def _check(settings: type, config: DictConfig) -> Any:
 
 @contextlib.contextmanager
 def _read_as_far_as_wanted() -> Iterator[None]:
-    """While entered, what is printed is for a person, who may look at its beginning alone: `--help | head`."""
+    """While entered, the reader of standard output may leave early without an error, as in `--help | head`."""
     try:
         yield
         sys.stdout.flush()

@@ -29,7 +29,7 @@ from training.learner import POWER_ITERATIONS
 __all__ = ["build", "build_flow", "build_target", "check_config", "choose_device", "load_config", "save_config"]
 
 # Where the classes and functions of each group are defined: nothing else is ever built, whoever wrote the config.
-# A function of the project may do harm too, such as one that writes a file where it is told to.
+# Each group has a home of its own, since even a function of the project can do harm, as by writing to a given path.
 HOMES = {
     "data": "datasets",
     "flow": "flows",
@@ -52,12 +52,12 @@ def check_config(config: DictConfig) -> None:
     """Check the settings of every group of `config` against the function or class that will receive them.
 
     Raises:
-        ArgumentError: names the setting in full, as it is typed; or what is almost a group.
+        ArgumentError: a setting is refused, named in full as it is typed; or the name of a group is misspelled.
     """
     for key, value in OmegaConf.to_container(config, resolve=True).items():
         if not isinstance(value, dict) or key == "choices":
             continue
-        if key == "experiment":  # else its settings would be those of a group by that name
+        if key == "experiment":  # without that line, Hydra puts the file's settings below `experiment`
             raise ArgumentError(key, "a file with the line '# @package _global_' at its top", repr(value))
         if key not in HOMES and (suggestion := nearest(str(key), HOMES)):  # others may serve ${key.name}
             raise ArgumentError(key, "nothing: there is no such group", f"{value!r}{suggestion}")
@@ -112,7 +112,9 @@ def _find_target(setting: str, home: str | None, name: Any) -> Callable[..., Any
 
 
 def build(node: DictConfig, **arguments: Any) -> Any:
-    """Instantiate a checked node, with `arguments` that are known only now. A `_partial_` node waits for its own.
+    """Instantiate a checked node, with `arguments` that are known only now.
+
+    A `_partial_` node gives a function, which is called with the rest of the arguments later.
 
     Raises:
         ArgumentError: the object itself refuses a setting, such as a contradictory pair.
@@ -130,11 +132,11 @@ def build(node: DictConfig, **arguments: Any) -> Any:
 
 
 def build_flow(config: DictConfig, stored: bool = False) -> Flow:
-    """Build the flow. Before one of data in units of their own stands a Standardize, yet to be set.
+    """Build the flow; for data in units of their own, it begins with a Standardize that is yet to be set.
 
     Args:
         config: the configuration.
-        stored: whether it is of a run that began, maybe by an earlier version.
+        stored: whether the configuration was stored by an existing run, maybe of an earlier version.
 
     Raises:
         ArgumentError: there is an estimator, or a number of power iterations, and the flow has no use for one.
@@ -144,7 +146,7 @@ def build_flow(config: DictConfig, stored: bool = False) -> Flow:
         raise ArgumentError("estimator", accepts, config.choices.estimator)
     flow = build(config.flow, dimensions=2)
     iterations = config.trainer.get("power_iterations", POWER_ITERATIONS)
-    # The default stands in every configuration, of whatever flow: only another number must have been typed.
+    # Every configuration holds the default, whatever its flow: only another number shows that somebody typed it.
     not_typed = USUAL_POWER_ITERATIONS if stored else USUAL_POWER_ITERATIONS[:1]
     if iterations not in not_typed and flow.lipschitz() is None:
         accepts = f"nothing: flow={config.choices.flow} has no Lipschitz constant to hold"
@@ -200,14 +202,14 @@ def choose_device(name: str) -> torch.device:
 
 @functools.cache
 def _has_code_for_cuda() -> bool:
-    """Whether torch has code for the first GPU; where it has not, that is said once."""
+    """Whether torch has code for the first GPU; if not, the reason is printed, once per process."""
     if reason := _why_not("cuda"):
         print(f"device=auto: going on without cuda, which torch cannot use: {reason}", file=sys.stderr)
     return not reason
 
 
 def _why_not(name: str) -> str:
-    """Why torch cannot compute on a device that it finds, as it finds old GPUs that it has no code for; or nothing."""
+    """Why torch cannot compute on a device that it lists, such as a GPU too old for its code; empty if it can."""
     try:
         torch.ones(1, device=name).neg_()
     except RuntimeError as error:

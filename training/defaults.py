@@ -40,9 +40,9 @@ def recipe(experiment: str) -> tuple[dict[str, str], dict[str, Any]]:
 
 
 def changed_settings(config: DictConfig) -> dict[str, tuple[Any, Any]]:
-    """Settings of `config` that differ from the defaults of its choices, and choices from theirs: (value, default).
+    """The settings of `config` that differ from the files chosen, and choices that differ from the flow's defaults.
 
-    A setting whose choice has no file here, because it came from a folder of configs of its own, has the default None.
+    Each is given as (value, default). The default is None if the file chosen is not in `configs`, as with --config-dir.
     """
     primary = _load(CONFIGS / "train.yaml")
     choices = choices_of(config.choices.flow)
@@ -65,7 +65,7 @@ def _listed(content: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """A file's content, upon that of the files of its own group that it goes on from."""
+    """A file's content, merged over that of the files of its own group that its defaults list names."""
     content = OmegaConf.load(path) if path.is_file() else OmegaConf.create({})
     entries = list(content.pop("defaults", []))
     bases = [_load(path.parent / f"{entry}.yaml") for entry in entries if isinstance(entry, str) and entry != "_self_"]

@@ -47,7 +47,7 @@ class DensityGrid:
         return self.target.on_grid()
 
     def density_of(self, flow: Flow) -> np.ndarray:
-        """The same of `flow`, which is in evaluation mode."""
+        """The density of `flow`, which must be in evaluation mode, on the same grid as the target's."""
         return log_prob(flow, self.points).exp().view(self.target.cells, -1).cpu().numpy()
 
 

@@ -37,7 +37,7 @@ class NonFiniteError(RuntimeError):
 
 
 class ContractionError(RuntimeError):
-    """Training broke the Lipschitz bound faster than power iteration could restore it, and stopped."""
+    """Training broke the Lipschitz bound faster than power iteration restored it, or a forward pass was not solved."""
 
 
 def is_of_memory(error: BaseException) -> bool:

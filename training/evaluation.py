@@ -54,14 +54,14 @@ class Evaluation:
     """Figures of one flow on one held-out set, in nats unless said otherwise.
 
     Attributes:
-        nll: the target's entropy plus `kl`: the mean of -log q(x), with the sampling noise of -log p(x), whose
-            mean is known, taken out. So its standard error is that of `kl`.
-            Where p is not known, the mean of -log q(x) as it stands.
+        nll: the target's entropy plus `kl`. It estimates the mean of -log q(x) without the sampling noise of
+            -log p(x), whose mean, the entropy, is known; so its standard error is that of `kl`.
+            Where p is not known, the plain mean of -log q(x).
         kl: KL(target || model), the mean of log p(x) - log q(x); None where p is not known.
         lipschitz: largest certified Lipschitz constant of any block.
         inverse_error: largest distance between x and inverse(forward(x)), in units of the data.
-        inverse_bound: the largest error of any one block's inverse that its residual and Lipschitz constant leave room
-            for, relative to max(1, |z|): what is certified, where `inverse_error` is what was seen.
+        inverse_bound: certified bound on the error of any single block's inverse, from its residual and Lipschitz
+            constant, relative to max(1, |z|); `inverse_error` is what was measured.
         logdet_bias: mean of the training estimator's log-determinant less the exact one.
         logdet_std: standard deviation of the same difference for one sample.
     """
@@ -96,7 +96,7 @@ def log_prob(flow: Flow, x: Tensor) -> Tensor:
     """The log-density of any number of points, shape (n, d) to (n,), in nats, without a graph.
 
     Raises:
-        InverseError: a block has no certified inverse, or one that is part of the way forward is not solved.
+        InverseError: a block has no certified inverse, or the forward pass of an inverse block is not solved.
     """
     return torch.cat([flow.log_prob(part) for part in in_passes("evaluating", x, _chunk(flow, x))])
 

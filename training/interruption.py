@@ -33,9 +33,9 @@ def terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def stop_signals() -> list[int]:
-    """SIGINT and SIGTERM, but for what was to be ignored, as Ctrl-C by what a script leaves in the background.
+    """SIGINT and SIGTERM, except where ignored, as SIGINT is in processes that a script starts in the background.
 
-    And SIGUSR1 or 2 where a launcher listens to it, as submitit does to queue a job again that meets its time limit.
+    Also SIGUSR1 or SIGUSR2 if a launcher handles it, as submitit does to queue a job again at its time limit.
     """
     asked = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not signal.SIG_IGN]
     return asked + [number for number in OF_LAUNCHERS if callable(signal.getsignal(number))]
@@ -55,8 +55,9 @@ class Interrupted(SystemExit):
 class Interruption:
     """While entered, the signals of `stop_signals` only set `number`; a second one acts at once, as ever.
 
-    On leaving, the signal is raised again if nobody acted on it: it came after the last look at `number`; or an error
-    ended the work, and the handler before was a sweep's or a launcher's, which would otherwise start the next run.
+    On leaving, the signal is raised again if it came after the last look at `number`, or if an error ended the work
+    first and the handler before was that of a sweep, which would otherwise start its next run, or of a launcher, which
+    would otherwise not queue this run again.
     """
 
     def __init__(self) -> None:

@@ -87,7 +87,7 @@ class Learner:
         with self.flow.threads(), torch.no_grad():
             learning = [parameter for parameter in self._parameters if parameter.requires_grad]
             norm = nn.utils.get_total_norm([parameter.grad for parameter in learning])
-            # By an infinite norm finite gradients are cut to 0, and what is not finite can still be told from them.
+            # An infinite norm cuts finite gradients to 0 and leaves the others not finite, so that they can be named.
             size = norm.nan_to_num(nan=math.inf, posinf=math.inf)
             nn.utils.clip_grads_with_norm_(learning, self.clip_norm, size)
             self.optimizer.step()

@@ -3,8 +3,8 @@
 
 static int whole(int n, int parts) { return (n + parts - 1) / parts * parts; }
 
-/* C = A B, rows x inner and inner x columns, of `a_row` and `columns` numbers a row. Matrices lie row by row, padded with
- * zeros to whole tiles. */
+/* C = A B. A is rows x inner, stored with `a_row` numbers a row; B is inner x columns. Matrices are stored row by row,
+ * padded with zeros to whole tiles. */
 static void product(int rows, int inner, int columns, int a_row, const real *restrict A, const real *restrict B, real *restrict C) {
     for (int column = 0; column < columns; column += PANEL)
         for (int r = 0; r < rows; r += TILE) {
@@ -22,8 +22,9 @@ static void product(int rows, int inner, int columns, int a_row, const real *res
         }
 }
 
-/* Of the matrices from `begin` to `end`, (matrices, rows, columns): `steps` times X <- a X + (b A + c A A) X, A = X X^T,
- * from G over its norm on. Of a tall G, the same of its transpose. Returns 0 if there is no memory. */
+/* For each matrix of G, (matrices, rows, columns), from `begin` to before `end`: X starts as the matrix over its
+ * Frobenius norm, then `steps` times X <- a X + (b A + c A A) X with A = X X^T. A tall matrix is transposed before and
+ * after. Returns 0 if there is no memory. */
 int orthogonalize(int64_t begin, int64_t end, int rows, int columns, int steps, double a, double b, double c, const real *G,
                   real *result) {
     int tall = rows > columns, m = tall ? columns : rows, n = tall ? rows : columns;

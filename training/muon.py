@@ -79,8 +79,8 @@ class Muon(Optimizer):
 
     for every W of shape (m, n) in stacks of shape (k, m, n). The factor gives an update the size of one of Adam's
     (Liu et al. 2025, arXiv 2502.16982).
-    Without the weight decay :math:`\lambda` a spectrally normalized W, whose size does not matter, grows without end,
-    and the update, whose size does not grow, counts for less and less: seen in runs of thousands of steps.
+    Without the weight decay :math:`\lambda`, a spectrally normalized W grows without end, because its size does not
+    matter. The update does not grow with it, so it counts for less and less: seen in runs of thousands of steps.
     """
 
     def __init__(

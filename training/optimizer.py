@@ -15,8 +15,8 @@ __all__ = ["Optimizer", "Together"]
 class Optimizer(abc.ABC):
     """Moves parameters by their gradients, at one learning rate.
 
-    It has what the learner uses of `torch.optim.Optimizer`, so that one of torch's serves as well. It is not derived
-    from that, because the first use of one imports torch's compiler, a quarter of the time of a start.
+    It offers what the learner uses of `torch.optim.Optimizer`, so one of torch's optimizers serves as well. It is not
+    derived from that class, whose first use imports torch's compiler: a quarter of the program's start-up time.
 
     Args:
         parameters: on their device.

@@ -61,7 +61,7 @@ def compose(config_name: str, overrides: list[str], extra_folder: str | None) ->
         extra_folder: of configs beside the project's; None for no more.
 
     Raises:
-        ArgumentError: an override names an unknown setting.
+        ArgumentError: an override deletes or sweeps a setting, or names an unknown setting or choice.
     """
     search = []
     if extra_folder:
@@ -153,11 +153,14 @@ def resumed(folder: Path, overrides: list[str], resumable: frozenset[str]) -> tu
 
 
 def refuse_what_nobody_sets(overrides: list[str]) -> None:
-    """Hydra builds its own parts from the configuration too, and asks nobody where their classes come from.
+    """Refuse overrides that could make Hydra run other code, and others that nobody has a reason to type.
+
+    Hydra builds its own parts, such as launchers, from the configuration too, and does not check where a class is from.
 
     Raises:
-        ArgumentError: an override names a class there, or could; or it is of what follows from other settings; or it
-            chooses nothing, or a number, of a group; or it chooses as one sets.
+        ArgumentError: an override of Hydra's part names a class, or could; or sets `choices`, which follow from other
+            overrides; or chooses null or a number as the file of a group; or sets hydra.launcher or hydra.sweeper
+            where it should choose hydra/launcher or hydra/sweeper.
     """
     for override in parse(overrides):
         key, line = override.key_or_group, override.input_line
@@ -181,7 +184,7 @@ def refuse_what_nobody_sets(overrides: list[str]) -> None:
 
 @contextlib.contextmanager
 def naming_experiment(config: DictConfig) -> Iterator[None]:
-    """While entered, an error about what nobody typed, but the chosen experiment sets or chooses, says so.
+    """While entered, an error about a setting that came from the chosen experiment, not from what was typed, says so.
 
     Args:
         config: the composed configuration, Hydra's own part included.

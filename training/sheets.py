@@ -69,9 +69,9 @@ def _panel(row: SweepRow, difference: dict[str, str]) -> Panel:
 
 
 class _Densities(Sequence[np.ndarray]):
-    """What a run has learned by the end of each epoch of which it is kept, each of shape (rows, columns).
+    """The densities that a run kept at the ends of its epochs, each of shape (rows, columns).
 
-    Read when it is looked at: those of a long sweep would not fit in memory.
+    Each is read from its file only when it is used, because all those of a long sweep would not fit in memory.
     """
 
     def __init__(self, run: Path) -> None:

@@ -32,11 +32,12 @@ class Activation(nn.Module, abc.ABC):
     """m, outputs for each input: the layer that follows is m times as wide."""
 
     c_source: ClassVar[str | None] = None
-    """The same in C, for `flows/chain.c`, which can do more at once than single operations; None to do without.
+    """The activation in C, for `flows/chain.c`, which computes whole blocks at once; None if there is no C version.
 
-    Statements that, from `a` and the number `p` that `c_parameter` makes, set for each u < m: `h[u]`, the value;
-    `s[u]`, its derivative by a; `c[u]`, that one's; and, where there is a p, `h_by_p[u]` and `s_by_p[u]`. Numbers are
-    of type `real`; `exponential`, `sigmoid` and `sine_and_cosine` are there. A test holds it to `value_and_derivative`.
+    From the input `a` and the parameter `p` (see `c_parameter`), its statements set for each u < m the value `h[u]`,
+    its derivative `s[u]` by a, the derivative `c[u]` of `s[u]` by a, and, if there is a parameter, the derivatives
+    `h_by_p[u]` and `s_by_p[u]` of `h[u]` and `s[u]` by p. Numbers are of type `real`; the functions `exponential`,
+    `sigmoid` and `sine_and_cosine` are available. A test compares the statements with `value_and_derivative`.
     """
 
     @property
@@ -73,7 +74,7 @@ class Activation(nn.Module, abc.ABC):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             pairs = zip(self.value_and_derivative(x), (grad_value, grad_derivative), strict=True)
-            # The derivative of what is linear piece by piece depends on nothing.
+            # The derivative of a piecewise linear activation is piecewise constant, so it may have no graph.
             outputs, by_outputs = zip(*((output, by_output) for output, by_output in pairs if output.requires_grad))
             inputs = (x, *self.parameters())
             found = gradients(outputs, inputs, [tensor.requires_grad for tensor in inputs], by_outputs)

@@ -9,8 +9,8 @@ from flows.activations.activation import Activation
 
 __all__ = ["Fourier"]
 
-HIGHEST = 16.0  # without a bound a unit's frequency may grow for thousands of steps: noise of no amplitude
-START = 3.0  # most end between 2 and 8
+HIGHEST = 16.0  # without a bound the frequency may grow for thousands of steps, into noise of vanishing amplitude
+START = 3.0  # after training, most frequencies are between 2 and 8
 
 
 class Fourier(Activation):

@@ -44,7 +44,7 @@ class LipSwish(Activation):
         scaled = gate * SCALE
         value = x * scaled
         swish = beta * value
-        return value, torch.addcmul(scaled, swish, 1 - gate)  # far out swish is large, and the slope is not
+        return value, torch.addcmul(scaled, swish, 1 - gate)  # swish - swish * gate would cancel for large x
 
     def pullback(
         self, x: Tensor, derivative: Tensor, grad_value: Tensor, grad_derivative: Tensor

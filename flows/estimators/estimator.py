@@ -32,8 +32,8 @@ class ResidualNet(Protocol):
     def forward_with_jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return g(x), shape (batch, d), and J, shape (batch, d, d).
 
-        `jacobian=vjp` does without; there `linearize(x)`, if the net has it, saves time: it returns g(x) and the map
-        w -> w^T J of shape (batch, k, d).
+        `jacobian=vjp` does not call it. It calls `linearize(x)` if the net has that, to save time: `linearize` returns
+        g(x) and the map w -> w^T J of shape (batch, k, d).
         """
 
 

@@ -54,7 +54,7 @@ class VjpJacobian(Jacobian):
             self._value, self._product = linearize(x)
         else:
             self._x = x if torch.is_grad_enabled() and x.requires_grad else x.detach().requires_grad_()
-            with torch.enable_grad():  # the products are derivatives, also where nothing is to be learned
+            with torch.enable_grad():  # the products need this graph, even under torch.no_grad()
                 self._value = net(self._x)
         self.value = self._value if torch.is_grad_enabled() else self._value.detach()
 

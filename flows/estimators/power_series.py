@@ -52,8 +52,8 @@ class PowerSeries(LogDetEstimator):
     def weights(self, powers: int) -> tuple[Tensor, Tensor]:
         """Weights w_k, k = 0 to `powers` - 1, of J^k in the series and in the Neumann gradient.
 
-        As of a sample that has all these powers: both of shape (powers,), float64 on the host. The series has no term
-        k = 0: that weight is not used.
+        Both are of shape (powers,), float64 on the host, for a sample that has all these powers (see `lengths`). The
+        series has no term k = 0, so its weight for k = 0 is not used.
         """
 
     @abc.abstractmethod

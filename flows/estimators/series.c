@@ -1,8 +1,9 @@
 /* A power series of many small matrices, cut for each at its own length. flows/estimators/series.py says what and why. */
 #include "vectors.h"
 
-/* Of one matrix J and one probe v. power and next have room for d numbers each; kept, unless it is NULL, for all powers
- * v^T J^k, k from 0 on. */
+/* For one matrix J and one probe v: returns the sum of of_terms[k] v^T J^k v over k > 0, and sets row to the sum of
+ * of_powers[k] v^T J^k. power and next have room for d numbers each; kept, unless it is NULL, for all powers v^T J^k, k
+ * from 0 on. */
 INLINE real one(int d, int64_t length, const real *J, const real *v, const real *of_terms, const real *of_powers, real *row,
                 real *power, real *next, real *kept) {
     real sum = 0;
