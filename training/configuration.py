@@ -25,6 +25,7 @@ from flows import Flow
 from flows.standardize import Standardize
 from training.diagnosis import first_line, is_of_memory
 from training.learner import POWER_ITERATIONS
+from training.sweep_table import SWEEP
 
 __all__ = ["build", "build_flow", "build_target", "check_config", "choose_device", "load_config", "save_config"]
 
@@ -237,7 +238,7 @@ def load_config(folder: Path, setting: str) -> DictConfig:
         reason = first_line(error)
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
             reason = "that file is not there" if os.path.isdir(folder) else "there is no such folder"
-        if os.path.isfile(folder / "sweep.json"):  # Path.is_file raises where one may not look
+        if os.path.isfile(folder / SWEEP):  # Path.is_file raises where one may not look
             reason = "a sweep: go on with it by -m, or name one of its runs"
         raise ArgumentError(setting, accepts, f"{str(folder)!r}: {reason}") from error
     if "${" in text:  # what it stands for is not in the file, and could be anything

@@ -36,6 +36,7 @@ from training.checkpoint import belonging_together, load_checkpoint
 from training.configuration import build_flow, check_config, load_config
 from training.density_grid import load_target
 from training.diagnosis import ContractionError, NonFiniteError, first_not_finite
+from training.sweep_table import ROW, SWEEP
 
 __all__ = [
     "STOPPED",
@@ -87,7 +88,7 @@ def open_folder(folder: Path, resume: bool) -> Iterator[None]:
             if not resume and (folder / "config.yaml").exists():
                 accepts = f"a folder without a run (or go on with {resuming(folder)})"
                 raise ArgumentError(setting, accepts, f"'{folder}'")
-            if (folder / "sweep.json").exists() and not (folder / "row.json").exists():
+            if (folder / SWEEP).exists() and not (folder / ROW).exists():
                 raise ArgumentError(setting, "a folder that is not a sweep's", f"'{folder}'")
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -117,7 +118,7 @@ def describe(config: DictConfig, device: torch.device, flow: Flow) -> dict[str, 
         "optimizer": config.choices.optimizer,
         "seed": config.seed,
         "device": str(device),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # by which sums of floats differ
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # rounding depends on it
         "threads": torch.get_num_threads(),
         "compiled": any(
             getattr(part, "compiled", False) for part in (*flow.modules(), getattr(flow, "estimator", None))

@@ -17,9 +17,9 @@ from arguments import ArgumentError
 from atomic import locked, write_atomically
 from training.figures import with_error
 
-__all__ = ["SWEEP", "SweepRow", "differences", "in_words", "of_data", "read_rows", "write_table"]
+__all__ = ["ROW", "SWEEP", "SweepRow", "differences", "in_words", "of_data", "read_rows", "write_table"]
 
-FILE = "row.json"
+ROW = "row.json"  # in the folder of each of its runs: see SweepRow
 SWEEP = "sweep.json"  # in the folder of a sweep: what was typed for it
 OF_EPOCHS = ("plots", "densities", "tensorboard")  # folders in a run's, of many files
 GROUPS = ("flow", "data", "estimator", "optimizer", "experiment", "trainer")
@@ -81,22 +81,21 @@ class SweepRow:
             ArgumentError: the file there is not a row.
         """
         try:
-            return cls(folder, **json.loads((folder / FILE).read_text(encoding="utf-8")))
+            return cls(folder, **json.loads((folder / ROW).read_text(encoding="utf-8")))
         except FileNotFoundError:
             return None
         except (TypeError, ValueError) as error:
-            raise ArgumentError("resume", "a sweep's folder as train.py -m left it", f"'{folder / FILE}'") from error
+            raise ArgumentError("resume", "a sweep's folder as train.py -m left it", f"'{folder / ROW}'") from error
 
     def write(self) -> None:
         row = {"number": self.number, "overrides": self.overrides, "error": self.error, "figures": self.figures}
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.folder / FILE, (json.dumps(row, indent=2) + "\n").encode())
+        write_atomically(self.folder / ROW, (json.dumps(row, indent=2) + "\n").encode())
 
-    def value(self, key: str) -> str | None:
-        """What the overrides say of `key`, which may have been typed as `+key` or `++key`."""
-        settings = (item.lstrip("+").partition("=") for item in self.overrides)
-        values = [value for name, _, value in settings if name == key]
-        return values[-1] if values else None
+    @property
+    def settings(self) -> dict[str, str]:
+        """The overrides by name, without a `+` or `++` before it; of one name the last counts."""
+        return dict(item.lstrip("+").partition("=")[::2] for item in self.overrides)
 
 
 def read_rows(sweep: Path) -> list[SweepRow]:
@@ -106,7 +105,7 @@ def read_rows(sweep: Path) -> list[SweepRow]:
         folder = Path(path)
         if SWEEP in files and folder != sweep:
             folders.clear()
-        elif FILE in files:
+        elif ROW in files:
             rows.append(SweepRow.read(folder))
             folders[:] = [name for name in folders if name not in OF_EPOCHS]
     return sorted((row for row in rows if row is not None), key=lambda row: row.number)
@@ -141,9 +140,10 @@ def _alone(sweep: Path) -> Iterator[None]:
 
 def differences(rows: Sequence[SweepRow]) -> list[dict[str, str]]:
     """The settings that are not the same in all of `rows`, with each one's values: those that tell runs apart."""
-    keys = dict.fromkeys(item.lstrip("+").partition("=")[0] for row in rows for item in row.overrides)
-    differing = [key for key in keys if len({row.value(key) for row in rows}) > 1]
-    return [{key: row.value(key) or "default" for key in differing} for row in rows]
+    settings = [row.settings for row in rows]
+    keys = dict.fromkeys(key for of_run in settings for key in of_run)
+    differing = [key for key in keys if len({of_run.get(key) for of_run in settings}) > 1]
+    return [{key: of_run.get(key) or "default" for key in differing} for of_run in settings]
 
 
 def of_data(difference: dict[str, str]) -> dict[str, str]:
