@@ -113,7 +113,6 @@ class TestRecord:
         again.add(Job(60.0, "rings", "maf", 4, 2, 1, "cd"), {**SUMMARY, "kl": 0.6})
         assert len(list(Record(path))) == 4  # of two processes
 
-
     def test_reads_what_an_earlier_version_wrote(self, tmp_path: Path) -> None:
         path, job = tmp_path / "runs.csv", Job(60.0, "rings", "maf", 2, 2, 1, "cd")
         earlier = {key: value for key, value in SUMMARY.items() if key != "cpu_capability"}
